@@ -1,0 +1,169 @@
+/*
+ * tpde.h - the C ABI of TPDE: lossless, compressed deltas of model weights.
+ *
+ * Conventions
+ *   - Every function returns a status (tpde_status.h): TPDE_OK or what failed.
+ *     tpde_last_error() then says more, for the calling thread.
+ *   - Results come first: (dst, dst_cap, src, src_bytes). Sizes are uint64_t
+ *     and count bytes unless the name says otherwise.
+ *   - Handles are opaque, never 0, and freed once by the matching _free.
+ *   - No pointer is kept after a call returns, with one exception:
+ *     tpde_source_add.
+ *   - Calls are safe from any thread. A process that was forked after its
+ *     first call gets TPDE_FORKED from every function in the child.
+ *   - Strings are UTF-8 and end with a zero byte.
+ */
+#ifndef TPDE_H
+#define TPDE_H
+
+#include <stdint.h>
+
+#include "tpde_status.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define TPDE_ABI_VERSION 1
+
+typedef uint64_t tpde_handle;
+
+/* ---- library ---------------------------------------------------------- */
+
+/* Returns TPDE_ABI_VERSION of the library. */
+uint32_t tpde_abi_version(void);
+/* Returns the version of the library, e.g. "0.1.0". Static storage. */
+const char *tpde_version(void);
+/* Returns the name of a status, e.g. "base_mismatch". Static storage. */
+const char *tpde_status_name(int32_t status);
+/* Returns the text of the last failure on this thread, "" if there was none.
+ * Valid until the next failing call on this thread. */
+const char *tpde_last_error(void);
+
+/* ---- one tensor ------------------------------------------------------- */
+
+#define TPDE_MAX_DIMS 32
+
+typedef struct {
+  uint32_t struct_bytes;  /* sizeof(tpde_encode_options) */
+  uint32_t codec;         /* 0 auto, 1 raw, 2 zstd, 3 elias */
+  uint32_t residual;      /* 0 bit, 1 add */
+  uint32_t level;         /* 0 default, 1 fast, 2 small */
+  uint32_t workers;       /* 0: every core */
+  uint32_t reserved;      /* 0 */
+  uint64_t num_chunks;    /* 0: the codec decides */
+  uint64_t chunk_words;   /* 0: the codec decides */
+} tpde_encode_options;
+
+typedef struct {
+  uint32_t struct_bytes; /* sizeof(tpde_index_info), set by the caller */
+  uint32_t dtype;        /* as in core/container/FORMAT.md */
+  uint32_t codec;
+  uint32_t residual;
+  uint32_t has_base;     /* 0: coded against nothing */
+  uint32_t ndim;
+  uint64_t shape[TPDE_MAX_DIMS]; /* elements */
+  uint64_t words;
+  uint64_t target_bytes;
+  uint64_t blob_bytes;
+  uint64_t chunks;
+  uint64_t deltas;       /* words stored */
+  uint8_t base_digest[16];
+  uint8_t target_digest[16];
+} tpde_index_info;
+
+/* Packs target (target_bytes at target) against base, or against nothing if
+ * base is NULL. dtype: number as in FORMAT.md; shape: ndim sizes in elements.
+ * options may be NULL. The result is freed with tpde_encoded_free. */
+int32_t tpde_encode(tpde_handle *encoded, const void *base, uint64_t base_bytes,
+                    const void *target, uint64_t target_bytes, uint32_t dtype,
+                    const uint64_t *shape, uint32_t ndim,
+                    const tpde_encode_options *options);
+int32_t tpde_encoded_bytes(uint64_t *index_bytes, uint64_t *blob_bytes, tpde_handle encoded);
+int32_t tpde_encoded_copy(void *index, uint64_t index_cap, void *blob, uint64_t blob_cap,
+                          tpde_handle encoded);
+int32_t tpde_encoded_free(tpde_handle encoded);
+
+/* Validates an index and fills info. */
+int32_t tpde_index_read(tpde_index_info *info, const void *index, uint64_t index_bytes);
+/* Writes the flat chunk records, 32 bytes each (see FORMAT.md). */
+int32_t tpde_index_records(void *dst, uint64_t dst_cap, const void *index, uint64_t index_bytes);
+
+#define TPDE_SKIP_BASE_DIGEST 1u
+#define TPDE_SKIP_TARGET_DIGEST 2u
+
+/* Rebuilds a tensor into dst. base is NULL where the index has none; dst may
+ * be base (in place). A wrong base is refused before dst is touched. */
+int32_t tpde_reconstruct(void *dst, uint64_t dst_cap, const void *base, uint64_t base_bytes,
+                         const void *index, uint64_t index_bytes, const void *blob,
+                         uint64_t blob_bytes, uint32_t flags, uint32_t workers);
+
+/* dst = base with values[i] added at element indices[i], in the arithmetic of
+ * dtype, as torch.Tensor.scatter_add_ does on unique indices. chunk_starts has
+ * num_chunks + 1 entries: chunk c covers deltas chunk_starts[c] up to
+ * chunk_starts[c + 1]. Within the tensor indices must be strictly increasing
+ * (so they are unique). dst may be base. Nothing is written on bad input. */
+int32_t tpde_scatter_add(void *dst, uint64_t dst_cap, const void *base, uint64_t base_bytes,
+                         uint32_t dtype, const int64_t *indices, const void *values,
+                         uint64_t deltas, const int64_t *chunk_starts, uint64_t num_chunks,
+                         uint32_t workers);
+
+/* Content digest of a tensor (16 bytes), see core/digest. */
+int32_t tpde_digest(uint8_t *dst, uint64_t dst_cap, const void *data, uint64_t data_bytes,
+                    uint32_t workers);
+
+/* ---- checkpoints ------------------------------------------------------ */
+
+/* Opens a safetensors file or a folder of them. Files are mapped, not read. */
+int32_t tpde_source_open(tpde_handle *source, const char *path);
+/* Starts an empty source in memory; label names it in messages. */
+int32_t tpde_source_new(tpde_handle *source, const char *label);
+/* Adds a tensor. data must stay valid and unchanged until tpde_source_free. */
+int32_t tpde_source_add(tpde_handle source, const char *name, uint32_t dtype,
+                        const uint64_t *shape, uint32_t ndim, const void *data,
+                        uint64_t data_bytes);
+/* Opens the checkpoint that deltas (num_deltas paths, applied in order) make of base: a source
+ * whose tensors are rebuilt when they are read. base must outlive it. */
+int32_t tpde_source_apply(tpde_handle *source, tpde_handle base, const char *const *deltas,
+                          uint32_t num_deltas);
+/* A text (JSON) that lists the tensors of a source: {"tensors": [{"name", "dtype", "shape",
+ * "bytes"}, ...]} in file order. Freed with tpde_text_free. */
+int32_t tpde_source_manifest(tpde_handle *text, tpde_handle source);
+/* Reads (or rebuilds, with checks) one tensor. */
+int32_t tpde_source_read(void *dst, uint64_t dst_cap, tpde_handle source, const char *name,
+                         uint32_t workers);
+int32_t tpde_source_free(tpde_handle source);
+
+/* Long operations run as jobs, so that the caller keeps its thread: start, wait in small steps,
+ * read the report, free. options: JSON object or NULL, keys as in tpde/_api.py; unknown keys are
+ * refused. The report is a text (JSON). Sources must outlive the job. */
+int32_t tpde_pack_start(tpde_handle *job, tpde_handle base, tpde_handle target, const char *out_path,
+                        const char *options);
+int32_t tpde_unpack_start(tpde_handle *job, tpde_handle base, const char *const *deltas,
+                          uint32_t num_deltas, const char *out_path, const char *options);
+/* Checks that deltas apply to base and give a target with the recorded digests, writing nothing;
+ * target may be 0, else its tensors are compared too. */
+int32_t tpde_verify_start(tpde_handle *job, tpde_handle base, const char *const *deltas,
+                          uint32_t num_deltas, tpde_handle target, const char *options);
+/* Waits up to timeout_ms. TPDE_PENDING while it runs; then TPDE_OK or the failure of the job.
+ * done_bytes and total_bytes (may be NULL) tell the progress. */
+int32_t tpde_job_wait(uint64_t *done_bytes, uint64_t *total_bytes, tpde_handle job, uint32_t timeout_ms);
+/* Asks the job to stop; it then fails with TPDE_CANCELED and leaves no files. */
+int32_t tpde_job_cancel(tpde_handle job);
+/* The report of a job that succeeded. Freed with tpde_text_free. */
+int32_t tpde_job_report(tpde_handle *text, tpde_handle job);
+/* Cancels the job if it still runs, waits for its end and frees it. */
+int32_t tpde_job_free(tpde_handle job);
+
+/* What a delta file holds, as a text (JSON): see tpde.inspect. */
+int32_t tpde_inspect(tpde_handle *text, const char *delta_path);
+
+int32_t tpde_text_bytes(uint64_t *bytes, tpde_handle text);
+int32_t tpde_text_copy(char *dst, uint64_t dst_cap, tpde_handle text);
+int32_t tpde_text_free(tpde_handle text);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* TPDE_H */

@@ -1,0 +1,26 @@
+// Package residual defines how a target differs from its base, word by word.
+package residual
+
+// Kind says what a residual word means. The numbers are part of the index
+// format.
+type Kind uint8
+
+const (
+	// Bit is bits(target) - bits(base) modulo 2^width, on the raw bit patterns
+	// as unsigned integers: exact for every value of every type.
+	Bit Kind = 0
+	// Add is a value v of the tensor's own float type for which base + v has
+	// the bits of target. Elements for which no such v exists are exceptions.
+	Add Kind = 1
+)
+
+// String returns the name that users type.
+func (k Kind) String() string {
+	switch k {
+	case Bit:
+		return "bit"
+	case Add:
+		return "add"
+	}
+	return "unknown"
+}

@@ -1,0 +1,33 @@
+// Package tensor packs one tensor into an index and a blob and rebuilds it:
+// it joins the residual, the codecs and the container, spreads chunks over
+// cores and keeps memory flat whatever the size of the tensor.
+//
+// All functions are safe for concurrent use. Results do not depend on the
+// number of workers.
+package tensor
+
+import (
+	"context"
+	"io"
+
+	"github.com/tpde-project/tpde/core/codec"
+	"github.com/tpde-project/tpde/core/container"
+	"github.com/tpde-project/tpde/core/dtype"
+	"github.com/tpde-project/tpde/core/residual"
+)
+
+// Desc describes a tensor.
+type Desc struct {
+	Type  dtype.Type
+	Shape []uint64
+}
+
+// Options control packing. The zero value is what a careful user would want.
+type Options struct {
+	Codec     codec.ID      // codec.Auto chooses by trial
+	Residual  residual.Kind // residual.Bit or residual.Add
+	Level     codec.Level
+	NumChunks uint64 // fixed number of chunks; 0 lets the codec size them
+	ChunkWords uint64 // fixed number of words per chunk; 0 lets the codec size them
+	Workers   int    // at most this many cores; 0 means all
+}
