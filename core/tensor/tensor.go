@@ -24,10 +24,10 @@ type Desc struct {
 
 // Options control packing. The zero value is what a careful user would want.
 type Options struct {
-	Codec     codec.ID      // codec.Auto chooses by trial
-	Residual  residual.Kind // residual.Bit or residual.Add
-	Level     codec.Level
-	NumChunks uint64 // fixed number of chunks; 0 lets the codec size them
+	Codec      codec.ID      // codec.Auto chooses by trial
+	Residual   residual.Kind // residual.Bit or residual.Add
+	Level      codec.Level
+	NumChunks  uint64 // fixed number of chunks; 0 lets the codec size them
 	ChunkWords uint64 // fixed number of words per chunk; 0 lets the codec size them
-	Workers   int    // at most this many cores; 0 means all
+	Workers    int    // at most this many cores; 0 means all
 }
