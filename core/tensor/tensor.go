@@ -7,11 +7,7 @@
 package tensor
 
 import (
-	"context"
-	"io"
-
 	"github.com/tpde-project/tpde/core/codec"
-	"github.com/tpde-project/tpde/core/container"
 	"github.com/tpde-project/tpde/core/dtype"
 	"github.com/tpde-project/tpde/core/residual"
 )
@@ -19,15 +15,16 @@ import (
 // Desc describes a tensor.
 type Desc struct {
 	Type  dtype.Type
-	Shape []uint64
+	Shape []uint64 // in elements
 }
 
 // Options control packing. The zero value is what a careful user would want.
 type Options struct {
-	Codec      codec.ID      // codec.Auto chooses by trial
-	Residual   residual.Kind // residual.Bit or residual.Add
-	Level      codec.Level
-	NumChunks  uint64 // fixed number of chunks; 0 lets the codec size them
-	ChunkWords uint64 // fixed number of words per chunk; 0 lets the codec size them
-	Workers    int    // at most this many cores; 0 means all
+	Codec    codec.ID      // codec.Auto chooses by trial
+	Residual residual.Kind // residual.Bit or residual.Add
+	Level    codec.Level
+	// NumChunks fixes the number of chunks (each has the words divided by it,
+	// rounded up), ChunkWords their size; 0 and 0 let the codec decide.
+	NumChunks, ChunkWords uint64
+	Workers               int // at most this many cores; 0 means all
 }
