@@ -2,6 +2,5 @@
 package all
 
 import (
-	_ "github.com/tpde-project/tpde/core/codec/raw"
-	_ "github.com/tpde-project/tpde/core/codec/zstd"
+	_ "github.com/tpde-project/tpde/core/codec/elias"
 )

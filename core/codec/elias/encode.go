@@ -1,0 +1,233 @@
+package elias
+
+import (
+	"encoding/binary"
+	"math/bits"
+	"slices"
+	"sync"
+
+	"github.com/tpde-project/tpde/core/codec"
+	"github.com/tpde-project/tpde/core/dtype"
+	"github.com/tpde-project/tpde/core/word"
+)
+
+// exceptionFlag in the first word of a block says that a count of exceptions follows.
+const exceptionFlag = 1 << 31
+
+type encoder[T word.Word] struct {
+	tables     tables
+	marshaled  []byte
+	chunkWords int
+	ctx        [maxContexts]context
+	pool       sync.Pool // *encodeState[T]
+}
+
+// context is what the hot loops need to know of a context.
+type context struct {
+	step  uint64 // what a word adds to the packed counters of the gap classes
+	class uint8
+	code  uint8
+}
+
+// event is a word that has a value.
+type event[T word.Word] struct {
+	residual T
+	ctx      uint8
+	next     uint16 // gap to the next event of its class in the lane
+}
+
+type encodeState[T word.Word] struct {
+	w          writer
+	events     []event[T]
+	exceptions []uint32
+}
+
+func newEncoder[T word.Word](t dtype.Type, samples []codec.Block, level codec.Level) *encoder[T] {
+	e := &encoder[T]{}
+	e.tables, e.chunkWords = planTables[T](t, samples, level)
+	e.marshaled = e.tables.marshal()
+	for c := range e.tables.contexts() {
+		class := e.tables.class[c]
+		e.ctx[c] = context{class: class, code: e.tables.code[c]}
+		if class != dense {
+			e.ctx[c].step = 1 << (16 * class)
+		}
+	}
+	e.pool.New = func() any { return new(encodeState[T]) }
+	return e
+}
+
+func (e *encoder[T]) Tables() []byte  { return e.marshaled }
+func (e *encoder[T]) ChunkWords() int { return e.chunkWords }
+
+func (e *encoder[T]) Encode(dst []byte, b codec.Block) ([]byte, uint32, error) {
+	s := e.pool.Get().(*encodeState[T])
+	defer e.pool.Put(s)
+	base, res := word.View[T](b.Base), word.View[T](b.Residual)
+	var deltas uint32
+	for len(res) > 0 {
+		n := min(len(res), blockWords)
+		var d uint32
+		dst, d = e.block(dst, base[:n], res[:n], s)
+		deltas += d
+		base, res = base[n:], res[n:]
+	}
+	return dst, deltas, nil
+}
+
+// block appends one block to dst.
+func (e *encoder[T]) block(dst []byte, base, res []T, s *encodeState[T]) ([]byte, uint32) {
+	s.w = writer{buf: s.w.buf[:0]}
+	s.exceptions = s.exceptions[:0]
+	var lengths [lanes]uint32
+	var deltas uint32
+	pos := 0
+	for l := range lanes {
+		first, d := e.collect(base, res, l, s)
+		deltas += d
+		e.emit(first, s)
+		end := s.w.pos()
+		lengths[l] = uint32(end - pos)
+		pos = end
+	}
+	dst = appendLaneTable(dst, &lengths, len(s.exceptions))
+	dst = append(dst, s.w.finish()...)
+	slices.Sort(s.exceptions) // lanes found them in their own order
+	dst = append(dst, word.Bytes(s.exceptions)...)
+	start := len(dst)
+	for _, i := range s.exceptions {
+		v := res[i]
+		dst = append(dst, word.Bytes([]T{v})...)
+	}
+	for (len(dst)-start)%codec.Align != 0 {
+		dst = append(dst, 0)
+	}
+	return dst, deltas
+}
+
+// collect finds the events of a lane. It returns the first gap of each class,
+// packed, and the number of changed words, and fills s.events.
+func (e *encoder[T]) collect(base, res []T, lane int, s *encodeState[T]) (first uint64, deltas uint32) {
+	group := groupBytes / word.Size[T]()
+	events := s.events[:0]
+	last := [maxGaps]int{-1, -1, -1}
+	var count uint64 // unchanged words of each class since its last event, packed
+	shift, mask := e.tables.shift&63, e.tables.mask&(maxContexts-1)
+
+	closeGap := func(class uint8) {
+		gap := uint16(count >> (16 * class))
+		if last[class] < 0 {
+			first |= uint64(gap) << (16 * class)
+		} else {
+			events[last[class]].next = gap
+		}
+		count &^= 0xffff << (16 * class)
+	}
+	for from := lane * group; from < len(res); from += lanes * group {
+		to := min(from+group, len(res))
+		r, b := res[from:to], base[from:to]
+		b = b[:len(r)]
+		for j, v := range r {
+			c := uint8(uint64(b[j]) >> shift & mask)
+			x := &e.ctx[c]
+			if v == 0 && x.class != dense {
+				count += x.step
+				continue
+			}
+			if v != 0 {
+				deltas++
+			}
+			if x.code == codeSign && v != 1 && v != ^T(0) {
+				s.exceptions = append(s.exceptions, uint32(from+j))
+				count += x.step
+				continue
+			}
+			if x.class != dense {
+				closeGap(x.class)
+				last[x.class] = len(events)
+			}
+			events = append(events, event[T]{residual: v, ctx: c})
+		}
+	}
+	for class := range uint8(len(e.tables.gaps)) {
+		closeGap(class)
+	}
+	s.events = events
+	return first, deltas
+}
+
+// emit writes the bit string of a lane: the first gap of each class, then each
+// event's value and, unless it is dense, the next gap of its class.
+func (e *encoder[T]) emit(first uint64, s *encodeState[T]) {
+	for class, k := range e.tables.gaps {
+		s.w.putGamma(first>>(16*class)&0xffff, uint(k))
+	}
+	for i := range s.events {
+		ev := &s.events[i]
+		x := &e.ctx[ev.ctx]
+		putValue(&s.w, ev.residual, x)
+		if x.class != dense {
+			s.w.putGamma(uint64(ev.next), uint(e.tables.gaps[x.class]))
+		}
+	}
+}
+
+// putValue writes a residual word in the value code of its context.
+func putValue[T word.Word](w *writer, v T, x *context) {
+	switch x.code {
+	case codeSign:
+		w.put(uint64(v)>>1&1, 1) // 1 is +1, all ones are -1
+	case codeVerbatim:
+		putWord(w, v)
+	default:
+		z := word.Zigzag(v)
+		if x.class != dense {
+			z-- // never zero in a gap class
+		}
+		q, k := uint64(z)>>x.code+1, uint(x.code)
+		zeros := uint(bits.Len64(q)) - 1
+		if zeros >= maxZeros {
+			w.put(0, maxZeros)
+			putWord(w, v)
+			return
+		}
+		w.put(q, 2*zeros+1)
+		if k > 32 {
+			w.put(uint64(z)>>32&(1<<(k-32)-1), k-32)
+			k = 32
+		}
+		w.put(uint64(z)&(1<<k-1), k)
+	}
+}
+
+func putWord[T word.Word](w *writer, v T) {
+	n := uint(8 * word.Size[T]())
+	if n == 64 {
+		w.put(uint64(v)>>32, 32)
+		n = 32
+	}
+	w.put(uint64(v)&(1<<n-1), n)
+}
+
+// appendLaneTable writes the head of a block: the least length of a lane's bit
+// string, and what each has beyond it.
+func appendLaneTable(dst []byte, lengths *[lanes]uint32, exceptions int) []byte {
+	least, most := lengths[0], lengths[0]
+	for _, n := range lengths {
+		least, most = min(least, n), max(most, n)
+	}
+	width := uint(bits.Len32(most - least))
+	head := least | uint32(width)<<24
+	if exceptions > 0 {
+		head |= exceptionFlag
+	}
+	dst = binary.LittleEndian.AppendUint32(dst, head)
+	if exceptions > 0 {
+		dst = binary.LittleEndian.AppendUint32(dst, uint32(exceptions))
+	}
+	w := writer{}
+	for _, n := range lengths {
+		w.put(uint64(n-least), width)
+	}
+	return append(dst, w.finish()...)
+}
