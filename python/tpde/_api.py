@@ -1,0 +1,282 @@
+"""Whole checkpoints: pack, unpack, verify, inspect.
+
+The format and the algorithms stand in core/container/FORMAT.md; this module opens what it is given, passes it to the
+core and types what comes back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, overload
+
+from tpde import _deltas, _jobs, _options
+from tpde._core import core
+from tpde._deltas import Delta
+from tpde._reports import DeltaReport, UnpackReport
+from tpde._sources import Checkpoint, PathLike, Source, is_torch_file, open_source
+from tpde._status import ArgumentError, ExistsError, NotFoundError
+
+if TYPE_CHECKING:
+    import torch
+    from typing_extensions import Unpack
+
+_ONE_FILE = 2**62  # bytes: larger than any shard
+
+
+class PackOptions(TypedDict, total=False):
+    """The keywords of `pack`."""
+
+    codec: str
+    residual: str
+    level: str
+    workers: int
+    num_chunks: int
+    chunk_bytes: int
+    max_shard_size: int | str
+    overwrite: bool
+    progress: bool | None
+
+
+class UnpackOptions(TypedDict, total=False):
+    """The keywords of `unpack` beside out."""
+
+    workers: int
+    overwrite: bool
+    progress: bool | None
+
+
+@overload
+def pack(
+    base: Checkpoint | None, target: Checkpoint, out: PathLike, **options: Unpack[PackOptions]
+) -> DeltaReport: ...
+@overload
+def pack(
+    base: Checkpoint | None, target: Checkpoint, out: None = None, **options: Unpack[PackOptions]
+) -> dict[str, torch.Tensor]: ...
+def pack(
+    base: Checkpoint | None,
+    target: Checkpoint,
+    out: PathLike | None = None,
+    *,
+    codec: str = "auto",
+    residual: str = "bit",
+    level: str = "default",
+    workers: int = 0,
+    num_chunks: int = 0,
+    chunk_bytes: int = 0,
+    max_shard_size: int | str = "5GB",
+    overwrite: bool = False,
+    progress: bool | None = None,
+) -> DeltaReport | dict[str, torch.Tensor]:
+    """Packs target against base.
+
+    base, target: a safetensors file, a folder of them, a .pt/.pth/.bin state dict, or a dict of names and tensors (see
+        `tpde._sources` for the rules). base None codes everything against nothing.
+    out: path of the delta file, written under a temporary name and renamed. None returns the delta as a dict of uint8
+        tensors, which `unpack`, `verify` and `inspect` accept; it goes through a file in Python's temporary folder.
+    codec: "auto" picks the smallest per tensor by trial, or "raw", "zstd", "elias".
+    residual: "bit" (difference of the bit patterns) or "add" (a float to add; float dtypes only).
+    level: "default", "fast" or "small".
+    workers: cores to use, 0 for all. The result does not depend on it.
+    num_chunks, chunk_bytes: chunks per tensor, or bytes of target per chunk; 0 lets the codec decide.
+    max_shard_size: a delta above it is split into several files with an index; "5GB", "512MiB" or bytes.
+    overwrite: replace out if it exists, instead of ExistsError.
+    progress: True or False; None shows a bar where stderr is a terminal.
+
+    Returns what the delta holds, or the delta itself if out is None.
+    Raises ArgumentError, NotFoundError, ExistsError, UnsupportedError, CorruptError or ReadWriteError. After an error
+    or KeyboardInterrupt nothing is left of the output.
+    """
+    for what, name, names in (
+        ("codec", codec, _options.CODECS),
+        ("residual", residual, _options.RESIDUALS),
+        ("level", level, _options.LEVELS),
+    ):
+        _options.choose(what, name, names)
+    options = {
+        "codec": codec,
+        "residual": residual,
+        "level": level,
+        "workers": _options.count("workers", workers),
+        "num_chunks": _options.count("num_chunks", num_chunks),
+        "chunk_bytes": _options.count("chunk_bytes", chunk_bytes),
+        "max_shard_bytes": _options.size_in_bytes("max_shard_size", max_shard_size),
+        "overwrite": bool(overwrite),
+    }
+    with open_source(base, "base") as base_source, open_source(target, "target") as target_source:
+        if out is not None:
+            return _pack(base_source, target_source, os.fspath(out), options, progress)
+        with _deltas.temporary_folder() as folder:
+            path = folder / "delta.safetensors"
+            _pack(base_source, target_source, str(path), {**options, "max_shard_bytes": _ONE_FILE}, progress)
+            return _deltas.load(path)
+
+
+def _pack(base: Source, target: Source, out: str, options: dict[str, Any], progress: bool | None) -> DeltaReport:
+    report = _jobs.run(
+        lambda: core().pack_start(base.handle, target.handle, out, json.dumps(options)), "pack", progress
+    )
+    return DeltaReport.of(report)
+
+
+def pack_chain(folder: PathLike, out_dir: PathLike, **options: Unpack[PackOptions]) -> list[DeltaReport]:
+    """Packs every checkpoint of a folder against the one before it.
+
+    folder: holds the checkpoints as subfolders or as .safetensors/.pt/.pth/.bin files, two or more; they are taken in
+        natural order (epoch_2 before epoch_10). Names that begin with a dot are passed over.
+    out_dir: gets one delta per checkpoint but the first: `epoch_2.safetensors` and so on. Made if missing.
+    options: as of `pack`.
+
+    The first checkpoint is the base that the deltas start from: `unpack(first, *deltas, out=...)` with the deltas in
+    the same order gives the last. Returns a report per delta. Raises as `pack`; ArgumentError if the folder is itself
+    one checkpoint. After an error, deltas that were finished stay: each is complete.
+    """
+    steps = _chain(Path(folder))
+    out_dir = Path(out_dir)
+    outs = [out_dir / f"{step.name if step.is_dir() else step.stem}.safetensors" for step in steps[1:]]
+    if len(set(outs)) != len(outs):
+        raise ArgumentError(f"{folder}: two checkpoints have the same name apart from the suffix")
+    if not options.get("overwrite"):
+        for out in outs:
+            if out.exists():
+                raise ExistsError(f"{out}: exists already")
+    out_dir.mkdir(parents=True, exist_ok=True)
+    return [pack(base, target, out, **options) for base, target, out in zip(steps, steps[1:], outs, strict=False)]
+
+
+def _chain(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise NotFoundError(f"{folder}: no such folder of checkpoints")
+    visible = [p for p in folder.iterdir() if not p.name.startswith(".")]
+    files = [p for p in visible if p.is_file() and (p.suffix == ".safetensors" or is_torch_file(p))]
+    if any(p.name.endswith(".index.json") for p in visible) or (files and (folder / "config.json").exists()):
+        raise ArgumentError(f"{folder}: is one checkpoint, expected a folder of checkpoints; give base, target and out")
+    steps = [p for p in visible if p.is_dir() and _holds_checkpoint(p)] + files
+    if len(steps) < 2:
+        raise ArgumentError(f"{folder}: expected two or more checkpoints (subfolders or files), found {len(steps)}")
+    return sorted(steps, key=_natural)
+
+
+def _holds_checkpoint(folder: Path) -> bool:
+    return any(p.suffix == ".safetensors" for p in folder.iterdir())
+
+
+def _natural(path: Path) -> list[tuple[int, int | str]]:
+    """Sort key under which epoch_2 comes before epoch_10."""
+    parts = re.split(r"(\d+)", path.stem if path.is_file() else path.name)
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in parts if part]
+
+
+@overload
+def unpack(
+    base: Checkpoint | None, *deltas: Delta, out: PathLike, **options: Unpack[UnpackOptions]
+) -> UnpackReport: ...
+@overload
+def unpack(
+    base: Checkpoint | None, *deltas: Delta, out: None = None, **options: Unpack[UnpackOptions]
+) -> UnpackReport | dict[str, torch.Tensor]: ...
+def unpack(
+    base: Checkpoint | None,
+    *deltas: Delta,
+    out: PathLike | None = None,
+    workers: int = 0,
+    overwrite: bool = False,
+    progress: bool | None = None,
+) -> UnpackReport | dict[str, torch.Tensor]:
+    """Rebuilds the target of the last delta, bit for bit.
+
+    base: what the first delta was packed against (paths and dicts as for `pack`).
+    deltas: paths or dicts, in order; each knows its base, so a gap or a wrong order is refused. The last argument is
+        `out` instead if it is a path that is no delta: `unpack(base, delta, "restored")`.
+    out: where the target goes: a file for a checkpoint of one file, else a folder. Every file is compared with the
+        sha256 that was recorded when it was packed. None returns a dict of names and CPU tensors instead, each
+        compared with its recorded digest.
+    workers, overwrite, progress: as for `pack`.
+
+    Returns an `UnpackReport`, or the tensors if there is no out.
+    Raises BaseMismatchError (a wrong base, before anything is written), ChainError, CorruptError, ChecksumError,
+    VersionError, TargetMismatchError, NotFoundError, ExistsError, ReadWriteError. Nothing is left of the output then.
+    """
+    if out is None and len(deltas) > 1 and not _deltas.is_delta(deltas[-1]):
+        *rest, last = deltas
+        if isinstance(last, Mapping):
+            raise ArgumentError("delta: the last dict is not one that tpde.pack(..., out=None) returned")
+        deltas, out = tuple(rest), last
+    if not deltas:
+        raise ArgumentError("unpack: expected at least one delta")
+    options = {"workers": _options.count("workers", workers), "overwrite": bool(overwrite)}
+    with open_source(base, "base") as base_source, _deltas.as_paths(deltas) as paths:
+        if out is None:
+            return _read_all(base_source, paths, workers)
+        destination = os.fspath(out)
+        report = _jobs.run(
+            lambda: core().unpack_start(base_source.handle, paths, destination, json.dumps(options)), "unpack", progress
+        )
+        return UnpackReport.of(report)
+
+
+def _read_all(base: Source, deltas: list[str], workers: int) -> dict[str, torch.Tensor]:
+    import torch
+
+    from tpde import _dtypes, _memory
+
+    tensors: dict[str, torch.Tensor] = {}
+    with _applied(base, deltas) as source:
+        for row in json.loads(core().source_manifest(source.handle))["tensors"] or ():
+            dtype = _dtypes.torch_of_name(row["dtype"])
+            shape = _dtypes.torch_shape(_dtypes.number_of(dtype), row["shape"])
+            tensor = torch.empty(shape, dtype=dtype)
+            core().source_read(*_memory.pointer(tensor), source.handle, row["name"], workers)
+            tensors[row["name"]] = tensor
+    return tensors
+
+
+@contextmanager
+def _applied(base: Source, deltas: list[str]) -> Iterator[Source]:
+    with Source(core().source_apply(base.handle, deltas), base) as source:
+        yield source
+
+
+def verify(
+    base: Checkpoint | None,
+    *deltas: Delta,
+    target: Checkpoint | None = None,
+    workers: int = 0,
+    progress: bool | None = None,
+) -> UnpackReport:
+    """Proves, without writing anything, that deltas rebuild their target from base.
+
+    base, deltas, workers, progress: as for `unpack`; everything that unpack would write is rebuilt and compared with
+        the recorded digests and sha256.
+    target: compared with the rebuilt tensors, bit for bit, if it is given.
+
+    Returns the files with their sha256. Raises as `unpack`; TargetMismatchError if the target differs.
+    """
+    if not deltas:
+        raise ArgumentError("verify: expected at least one delta")
+    options = json.dumps({"workers": _options.count("workers", workers), "overwrite": False})
+    with open_source(base, "base") as base_source, _deltas.as_paths(deltas) as paths:
+        if target is None:
+            report = _jobs.run(lambda: core().verify_start(base_source.handle, paths, 0, options), "verify", progress)
+        else:
+            with open_source(target, "target") as target_source:
+                report = _jobs.run(
+                    lambda: core().verify_start(base_source.handle, paths, target_source.handle, options),
+                    "verify",
+                    progress,
+                )
+    return UnpackReport.of(report)
+
+
+def inspect(delta: Delta) -> DeltaReport:
+    """Returns what a delta (a path, or a dict that `pack` returned) holds; only its index is read.
+
+    Raises NotFoundError, CorruptError, VersionError.
+    """
+    with _deltas.as_paths([delta]) as paths:
+        return DeltaReport.of(json.loads(core().inspect(paths[0])))

@@ -1,0 +1,125 @@
+"""Deltas as files and as dicts: telling a delta from a checkpoint, moving one into memory and back.
+
+A delta in memory is a dict of uint8 tensors, the same as in the file, plus the file's metadata (JSON text) under
+METADATA_KEY, so that it survives being copied, pickled or sent as a plain dict.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from tpde._sources import PathLike
+from tpde._status import ArgumentError, CorruptError
+
+if TYPE_CHECKING:
+    import torch
+
+Delta: TypeAlias = "PathLike | Mapping[str, torch.Tensor]"
+
+METADATA_KEY = "__tpde_metadata__"
+_MANIFEST_KEY = "__tpde__"
+# Far above what any header needs; a length beyond it is not one of ours.
+_MAX_HEADER_BYTES = 100_000_000
+
+
+def is_delta(value: Any) -> bool:
+    """Reports whether value is a delta: a dict made by pack, or a path of an existing delta file."""
+    if isinstance(value, Mapping):
+        return _MANIFEST_KEY in value
+    path = Path(value)
+    if path.is_dir():
+        return any(_header_is_delta(p) for p in sorted(path.glob("*.safetensors"))[:1])
+    if path.name.endswith(".index.json"):
+        return any(_header_is_delta(p) for p in _shards(path)[:1])
+    return _header_is_delta(path)
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        weight_map = json.loads(index.read_bytes())["weight_map"]
+        return [index.parent / name for name in sorted(set(weight_map.values()))]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def _header_is_delta(path: Path) -> bool:
+    try:
+        return read_metadata(path).get("format") == "tpde"
+    except (OSError, CorruptError):
+        return False
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Returns the metadata in the header of a safetensors file."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > _MAX_HEADER_BYTES:
+            raise CorruptError(f"{path}: not a safetensors file: header of {length} bytes")
+        text = file.read(length)
+    try:
+        metadata = json.loads(text).get("__metadata__") or {}
+    except (ValueError, AttributeError) as error:
+        raise CorruptError(f"{path}: not a safetensors file: {error}") from None
+    return {str(key): str(value) for key, value in metadata.items()}
+
+
+def load(path: Path) -> dict[str, torch.Tensor]:
+    """Returns a delta file (one file, not sharded) as a dict."""
+    import numpy as np
+    import torch
+    from safetensors.torch import load as load_bytes
+
+    tensors: dict[str, torch.Tensor] = load_bytes(path.read_bytes())
+    metadata = json.dumps(read_metadata(path), sort_keys=True).encode()
+    tensors[METADATA_KEY] = torch.from_numpy(np.frombuffer(metadata, dtype=np.uint8).copy())
+    return tensors
+
+
+def save(delta: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Writes a delta that load returned to a file that the core reads."""
+    from safetensors.torch import save_file
+
+    if METADATA_KEY not in delta or _MANIFEST_KEY not in delta:
+        raise ArgumentError(
+            f"delta: expected a dict that tpde.pack(..., out=None) returned, with {_MANIFEST_KEY!r} and {METADATA_KEY!r}"
+        )
+    try:
+        metadata = json.loads(bytes(delta[METADATA_KEY].cpu().numpy()))
+    except ValueError as error:
+        raise CorruptError(f"delta: {METADATA_KEY!r} is damaged: {error}") from None
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in delta.items() if name != METADATA_KEY}
+    save_file(tensors, path, metadata=metadata)
+
+
+@contextmanager
+def as_paths(deltas: Sequence[Delta]) -> Iterator[list[str]]:
+    """Gives the paths of deltas; those in memory go through a temporary folder (see `tempfile.tempdir`)."""
+    with ExitStack() as stack:
+        paths: list[str] = []
+        for delta in deltas:
+            if isinstance(delta, Mapping):
+                path = stack.enter_context(temporary_folder()) / "delta.safetensors"
+                save(delta, path)
+                paths.append(str(path))
+            elif isinstance(delta, (str, os.PathLike)):
+                paths.append(os.fspath(delta))
+            else:
+                raise ArgumentError(f"delta: expected a path or a dict, got {type(delta).__name__}")
+        yield paths
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Gives a new folder for a delta on its way into or out of memory, and removes it."""
+    folder = Path(tempfile.mkdtemp(prefix="tpde-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

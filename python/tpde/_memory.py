@@ -1,0 +1,64 @@
+"""Tensors as memory: the checks that stand between Python objects and raw pointers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from tpde._status import ArgumentError, UnsupportedError
+
+
+def as_tensor(value: Any, what: str) -> torch.Tensor:
+    """Returns value, a torch tensor or numpy array, as a plain tensor that shares its memory.
+
+    Gradients are cut off, lazy conjugation and negation are carried out. `what` names the value in errors.
+    """
+    if isinstance(value, np.ndarray):
+        if not value.flags.writeable or any(stride < 0 for stride in value.strides):
+            value = value.copy()  # torch has neither read-only memory nor negative strides
+        try:
+            value = torch.from_numpy(value)
+        except TypeError as error:
+            raise UnsupportedError(f"{what}: {error}") from None
+    if not isinstance(value, torch.Tensor):
+        raise ArgumentError(f"{what}: expected a torch.Tensor or numpy array, got {type(value).__name__}")
+    if value.layout is not torch.strided:
+        raise UnsupportedError(f"{what}: expected a dense tensor, got layout {value.layout}")
+    if value.is_quantized:
+        raise UnsupportedError(f"{what}: quantised dtype {value.dtype} is not supported; pack its int_repr()")
+    if value.device.type == "meta":
+        raise ArgumentError(f"{what}: is on the meta device and has no data")
+    return value.detach().resolve_conj().resolve_neg()
+
+
+def host(value: Any, what: str) -> torch.Tensor:
+    """Returns value as a contiguous tensor in host memory, copied only where it has to be."""
+    return as_tensor(value, what).cpu().contiguous()
+
+
+def require_cpu(tensor: torch.Tensor, what: str) -> torch.Tensor:
+    """Refuses tensors that the CPU implementation cannot read."""
+    if tensor.device.type != "cpu":
+        raise UnsupportedError(
+            f"{what}: is on {tensor.device}, but this version of tpde rebuilds in host memory only; move it with .cpu()"
+        )
+    return tensor
+
+
+def require_bytes(value: Any, what: str) -> torch.Tensor:
+    """Returns value as a contiguous 1-D uint8 tensor in host memory."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        value = np.frombuffer(value, dtype=np.uint8)
+    tensor = require_cpu(as_tensor(value, what), what)
+    if tensor.dtype is not torch.uint8 or tensor.dim() != 1:
+        raise ArgumentError(f"{what}: expected a 1-D uint8 tensor, got {tensor.dtype} of shape {list(tensor.shape)}")
+    return tensor.contiguous()
+
+
+def pointer(tensor: torch.Tensor | None) -> tuple[int, int]:
+    """Returns address and size in bytes of a contiguous tensor; (0, 0) for None."""
+    if tensor is None:
+        return 0, 0
+    return tensor.data_ptr(), tensor.numel() * tensor.element_size()

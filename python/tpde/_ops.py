@@ -1,0 +1,139 @@
+"""The operators torch.ops.tpde.*, so that torch.compile, export and profilers see through them.
+
+Shape and dtype of a rebuilt tensor are arguments, because they stand inside the index, which a compiler cannot read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+import torch
+
+from tpde import _dtypes, _memory
+from tpde._core import core
+from tpde._status import ArgumentError, UnsupportedError
+
+SKIP_BASE_DIGEST = 1
+SKIP_TARGET_DIGEST = 2
+
+_library = torch.library.Library("tpde", "DEF")
+_library.define(
+    "reconstruct(Tensor? base, Tensor index_map, Tensor data_blob, SymInt[] shape, ScalarType dtype, bool verify=True)"
+    " -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.define(
+    "scatter_add(Tensor base, Tensor indices, Tensor values, Tensor chunk_map) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def reconstruct_into(
+    dst: torch.Tensor,
+    base: torch.Tensor | None,
+    index_map: torch.Tensor,
+    data_blob: torch.Tensor,
+    verify: bool,
+    workers: int,
+) -> None:
+    """Rebuilds into dst, a contiguous CPU tensor. Raises ArgumentError unless dst and base fit the index."""
+    binding = core()
+    index_map = _memory.require_bytes(index_map, "index_map")
+    data_blob = _memory.require_bytes(data_blob, "data_blob")
+    info = binding.index_read(*_memory.pointer(index_map))
+    dtype = _dtypes.torch_of(info["dtype"])
+    shape = _dtypes.torch_shape(info["dtype"], info["shape"])
+    _require(dst, dtype, shape, "output")
+    if base is None and info["has_base"]:
+        raise ArgumentError("base: is None, but the tensor was packed against a base")
+    if base is not None and not info["has_base"]:
+        raise ArgumentError("base: expected None, the tensor was packed against nothing")
+    if base is not None:
+        _require(base, dtype, shape, "base")
+        base = _memory.require_cpu(_memory.as_tensor(base, "base"), "base").contiguous()
+    flags = 0 if verify else SKIP_BASE_DIGEST | SKIP_TARGET_DIGEST
+    binding.reconstruct(
+        *_memory.pointer(dst),
+        *_memory.pointer(base),
+        *_memory.pointer(index_map),
+        *_memory.pointer(data_blob),
+        flags,
+        workers,
+    )
+
+
+def scatter_add_into(
+    dst: torch.Tensor, base: torch.Tensor, indices: torch.Tensor, values: torch.Tensor, chunk_map: torch.Tensor
+) -> None:
+    """Writes base plus values at strictly increasing indices to dst; all are contiguous CPU tensors."""
+    core().scatter_add(
+        *_memory.pointer(dst),
+        *_memory.pointer(base),
+        _dtypes.number_of(base.dtype),
+        indices.data_ptr(),
+        values.data_ptr(),
+        indices.numel(),
+        chunk_map.data_ptr(),
+        chunk_map.numel() - 1,
+    )
+
+
+def _require(tensor: torch.Tensor, dtype: torch.dtype, shape: Sequence[int], what: str) -> None:
+    if tensor.dtype != dtype or list(tensor.shape) != list(shape):
+        raise ArgumentError(
+            f"{what}: expected {dtype} of shape {list(shape)}, as the index says; "
+            f"got {tensor.dtype} of shape {list(tensor.shape)}"
+        )
+
+
+@torch.library.impl(_library, "reconstruct", "CPU")
+def _reconstruct(
+    base: torch.Tensor | None,
+    index_map: torch.Tensor,
+    data_blob: torch.Tensor,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    verify: bool = True,
+) -> torch.Tensor:
+    out = torch.empty(shape, dtype=dtype)
+    reconstruct_into(out, base, index_map, data_blob, verify, 0)
+    return out
+
+
+@torch.library.register_fake("tpde::reconstruct", lib=_library)
+def _reconstruct_fake(
+    base: torch.Tensor | None,
+    index_map: torch.Tensor,
+    data_blob: torch.Tensor,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    verify: bool = True,
+) -> torch.Tensor:
+    return index_map.new_empty(shape, dtype=dtype)
+
+
+@torch.library.impl(_library, "scatter_add", "CPU")
+def _scatter_add(
+    base: torch.Tensor, indices: torch.Tensor, values: torch.Tensor, chunk_map: torch.Tensor
+) -> torch.Tensor:
+    out = torch.empty(base.shape, dtype=base.dtype)
+    scatter_add_into(out, *(_memory.host(t, "scatter_add") for t in (base, indices, values, chunk_map)))
+    return out
+
+
+@torch.library.register_fake("tpde::scatter_add", lib=_library)
+def _scatter_add_fake(
+    base: torch.Tensor, indices: torch.Tensor, values: torch.Tensor, chunk_map: torch.Tensor
+) -> torch.Tensor:
+    return base.new_empty(base.shape)
+
+
+@torch.library.impl(_library, "reconstruct", "CUDA")
+@torch.library.impl(_library, "scatter_add", "CUDA")
+def _on_cuda(*_: object) -> NoReturn:
+    raise UnsupportedError("this version of tpde rebuilds in host memory only; move the tensors (or the module) with .cpu()")
+
+
+reconstruct = torch.ops.tpde.reconstruct.default
+scatter_add = torch.ops.tpde.scatter_add.default

@@ -1,0 +1,151 @@
+"""Checkpoints as the core sees them: files that it maps, or tensors in memory that it points to.
+
+What a checkpoint may be, everywhere in this package:
+
+- a path of a safetensors file, or of a folder of them (a Hugging Face folder);
+- a path of a PyTorch state dict (.pt, .pth, .bin), read with `weights_only=True` and mapped into memory;
+- a dict of names and tensors (torch, on any device, or numpy).
+
+**Where the state dict is in a .pt file or dict**: if all values are tensors, it is the dict itself. Otherwise it is
+the value of the first of the keys "state_dict", "model_state_dict", "model", "module" that holds a dict; what lies
+beside it (an optimizer, an epoch) is left out with a warning that names it. An entry of the state dict that is no
+tensor is an error, because it could not be restored.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from tpde._core import core
+from tpde._status import ArgumentError, NotFoundError, UnsupportedError
+
+if TYPE_CHECKING:
+    import torch
+
+PathLike: TypeAlias = "str | os.PathLike[str]"
+Checkpoint: TypeAlias = "PathLike | Mapping[str, torch.Tensor]"
+
+TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+
+
+class Source(AbstractContextManager["Source"]):
+    """A checkpoint that is open in the core. Owns the handle and the tensors that the core points to."""
+
+    def __init__(self, handle: int, keep: Any = None) -> None:
+        self.handle = handle
+        self._keep = keep
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees the handle, then lets go of the tensors. A second call does nothing."""
+        handle, self.handle = self.handle, 0
+        if handle:
+            core().source_free(handle)
+        self._keep = None
+
+
+def open_source(checkpoint: Checkpoint | None, what: str) -> Source:
+    """Opens a checkpoint; None is an empty one. `what` ("base", "target") names it in errors."""
+    if checkpoint is None:
+        return Source(core().source_new("no base"))
+    if isinstance(checkpoint, Mapping):
+        return _of_tensors(_find_state_dict(checkpoint, what), what)
+    if not isinstance(checkpoint, (str, os.PathLike)):
+        raise ArgumentError(
+            f"{what}: expected a path or a dict of names and tensors, got {type(checkpoint).__name__}"
+            + ("; pass its state_dict()" if hasattr(checkpoint, "state_dict") else "")
+        )
+    path = os.fspath(checkpoint)
+    if path.lower().endswith(TORCH_SUFFIXES) and not os.path.isdir(path):
+        return _of_tensors(_find_state_dict(_torch_load(path), path), path)
+    return Source(core().source_open(path))
+
+
+def is_torch_file(path: Path) -> bool:
+    """Reports whether path is named like a PyTorch state dict."""
+    return path.suffix.lower() in TORCH_SUFFIXES and path.is_file()
+
+
+def _torch_load(path: str) -> Any:
+    import torch
+
+    if not os.path.exists(path):
+        raise NotFoundError(f"{path}: no such file")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "mmap" not in str(error):
+            raise UnsupportedError(f"{path}: not a PyTorch state dict: {_first_line(error)}") from error
+        # Files of torch before 1.6 are no zip archives and cannot be mapped.
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises pickle's, zipfile's and struct's errors, too
+        raise UnsupportedError(
+            f"{path}: cannot be read as a PyTorch state dict with weights_only=True: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _find_state_dict(loaded: Any, label: str) -> Mapping[str, Any]:
+    """Applies the rule in the module's docstring."""
+    if not isinstance(loaded, Mapping):
+        raise ArgumentError(f"{label}: expected a state dict, got {type(loaded).__name__}")
+    if not all(_is_tensor(value) for value in loaded.values()):
+        key = next((key for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
+        if key is not None:
+            left_out = ", ".join(repr(other) for other in loaded if other != key)
+            if left_out:
+                warnings.warn(f"{label}: packing the state dict under {key!r}; left out: {left_out}", stacklevel=4)
+            loaded = loaded[key]
+    for name, value in loaded.items():
+        if not isinstance(name, str):
+            raise ArgumentError(f"{label}: expected names as keys of the state dict, got {name!r}")
+        if not _is_tensor(value):
+            raise ArgumentError(
+                f"{label}: entry {name!r} is a {type(value).__name__}, not a tensor, and could not be restored; "
+                "pack a dict without it"
+            )
+    return loaded
+
+
+def _is_tensor(value: Any) -> bool:
+    import numpy as np
+    import torch
+
+    return isinstance(value, (torch.Tensor, np.ndarray))
+
+
+def _of_tensors(tensors: Mapping[str, Any], label: str) -> Source:
+    """Points the core at tensors. Only those that are not contiguous in host memory are copied."""
+    from tpde import _dtypes, _memory
+
+    binding = core()
+    keep: list[torch.Tensor] = []
+    source = Source(binding.source_new(label), keep)
+    try:
+        for name, value in tensors.items():
+            tensor = _memory.host(value, f"{label}: tensor {name!r}")
+            try:
+                number = _dtypes.number_of(tensor.dtype)
+                shape = _dtypes.element_shape(tensor)
+            except UnsupportedError as error:
+                raise UnsupportedError(f"{label}: tensor {name!r}: {error}") from None
+            keep.append(tensor)
+            binding.source_add(source.handle, name, number, shape, *_memory.pointer(tensor))
+    except BaseException:
+        source.close()
+        raise
+    return source

@@ -1,0 +1,275 @@
+"""Single tensors: encode, reconstruct, scatter_add, and their files.
+
+A packed tensor is an index map (header and one record per chunk) and a data blob (the compressed chunks), both 1-D
+uint8 tensors; core/container/FORMAT.md specifies them.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tpde import _dtypes, _memory, _ops, _options
+from tpde._core import core
+from tpde._sources import PathLike
+from tpde._status import ArgumentError, ExistsError, NotFoundError
+
+INDEX_SUFFIX = ".tpde-index"
+BLOB_SUFFIX = ".tpde-blob"
+
+
+@dataclass(frozen=True)
+class IndexInfo:
+    """The header of an index map."""
+
+    dtype: torch.dtype
+    shape: list[int]
+    codec: str
+    residual: str
+    has_base: bool
+    """False: packed against nothing."""
+    words: int
+    """Units that the codecs see: elements, but for complex and packed types."""
+    deltas: int
+    """Words that are stored."""
+    chunks: int
+    target_bytes: int
+    blob_bytes: int
+    base_digest: str
+    target_digest: str
+
+
+def read_index(index_map: torch.Tensor) -> IndexInfo:
+    """Returns what an index map (1-D uint8) says. Raises CorruptError or VersionError."""
+    raw = core().index_read(*_memory.pointer(_memory.require_bytes(index_map, "index_map")))
+    return IndexInfo(
+        dtype=_dtypes.torch_of(raw["dtype"]),
+        shape=_dtypes.torch_shape(raw["dtype"], list(raw["shape"])),
+        codec=_name(raw["codec"], _options.CODECS),
+        residual=_name(raw["residual"], _options.RESIDUALS),
+        has_base=bool(raw["has_base"]),
+        words=raw["words"],
+        deltas=raw["deltas"],
+        chunks=raw["chunks"],
+        target_bytes=raw["target_bytes"],
+        blob_bytes=raw["blob_bytes"],
+        base_digest=raw["base_digest"].hex(),
+        target_digest=raw["target_digest"].hex(),
+    )
+
+
+def _name(number: int, names: dict[str, int]) -> str:
+    return next((name for name, n in names.items() if n == number), str(number))
+
+
+def encode(
+    base: torch.Tensor | None,
+    target: torch.Tensor,
+    *,
+    codec: str = "auto",
+    residual: str = "bit",
+    level: str = "default",
+    workers: int = 0,
+    num_chunks: int = 0,
+    chunk_words: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Packs one tensor against another of the same shape and dtype.
+
+    base, target: torch tensors (any device) or numpy arrays, of every dtype that safetensors knows; base None codes
+        against nothing.
+    codec, residual, level, workers, num_chunks: as for `tpde.pack`. chunk_words: words per chunk.
+
+    Returns (index_map, data_blob), 1-D uint8 CPU tensors. Raises ArgumentError, UnsupportedError.
+    """
+    binding = core()
+    target = _memory.host(target, "target")
+    if base is not None:
+        base = _memory.host(base, "base")
+        if base.dtype != target.dtype or base.shape != target.shape:
+            raise ArgumentError(
+                f"base: expected {target.dtype} of shape {list(target.shape)}, as the target; "
+                f"got {base.dtype} of shape {list(base.shape)}"
+            )
+    handle = binding.encode(
+        *_memory.pointer(base),
+        *_memory.pointer(target),
+        _dtypes.number_of(target.dtype),
+        _dtypes.element_shape(target),
+        _options.choose("codec", codec, _options.CODECS),
+        _options.choose("residual", residual, _options.RESIDUALS),
+        _options.choose("level", level, _options.LEVELS),
+        _options.count("workers", workers),
+        _options.count("num_chunks", num_chunks),
+        _options.count("chunk_words", chunk_words),
+    )
+    try:
+        index_bytes, blob_bytes = binding.encoded_bytes(handle)
+        index_map = torch.empty(index_bytes, dtype=torch.uint8)
+        data_blob = torch.empty(blob_bytes, dtype=torch.uint8)
+        binding.encoded_copy(*_memory.pointer(index_map), *_memory.pointer(data_blob), handle)
+    finally:
+        binding.encoded_free(handle)
+    return index_map, data_blob
+
+
+def reconstruct(
+    base: torch.Tensor | None,
+    index_map: torch.Tensor,
+    data_blob: torch.Tensor,
+    *,
+    out: torch.Tensor | None = None,
+    verify: bool = True,
+    workers: int = 0,
+) -> torch.Tensor:
+    """Rebuilds a packed tensor, bit for bit.
+
+    base: the tensor that it was packed against (CPU, same shape and dtype), or None if there was none.
+    index_map, data_blob: 1-D uint8 CPU tensors.
+    out: contiguous CPU tensor to write to; base itself rebuilds in place. None makes a new tensor, through the
+        operator torch.ops.tpde.reconstruct.
+    verify: compare base and result with the recorded digests. A wrong base is refused before out is touched.
+
+    Raises ArgumentError, BaseMismatchError, ChecksumError, CorruptError, VersionError, UnsupportedError.
+    """
+    index_map = _memory.require_bytes(index_map, "index_map")
+    data_blob = _memory.require_bytes(data_blob, "data_blob")
+    if base is not None:
+        base = _memory.require_cpu(_memory.as_tensor(base, "base"), "base")
+    if out is None and workers == 0:
+        info = read_index(index_map)
+        return _ops.reconstruct(base, index_map, data_blob, info.shape, info.dtype, verify)
+    if out is None:
+        info = read_index(index_map)
+        out = torch.empty(info.shape, dtype=info.dtype)
+    _ops.reconstruct_into(_output(out), base, index_map, data_blob, verify, _options.count("workers", workers))
+    return out
+
+
+def _output(out: torch.Tensor) -> torch.Tensor:
+    """Refuses tensors that cannot be written through a pointer."""
+    _memory.require_cpu(out, "out")
+    if not out.is_contiguous() or out.is_conj() or out.is_neg():
+        raise ArgumentError("out: expected a contiguous tensor")
+    if out.requires_grad and torch.is_grad_enabled():
+        raise ArgumentError("out: requires grad and would be changed behind autograd's back; use torch.no_grad()")
+    return out
+
+
+def scatter_add(
+    base: torch.Tensor,
+    indices: torch.Tensor,
+    values: torch.Tensor,
+    chunk_map: torch.Tensor | None = None,
+    *,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Returns base with values[i] added at flat element indices[i].
+
+    Equal to `base.flatten().scatter_add_(0, indices, values)` on unique indices, bit for bit.
+
+    base: CPU tensor of a float dtype, any shape. indices: int64 [n], each once; sorted first if they are not
+        increasing. values: [n], of base's dtype.
+    chunk_map: int64 [chunks + 1], where each chunk of work starts in indices (`tpde.chunk_map` makes one); it spreads
+        the work over cores and does not change the result. None: 64 even chunks.
+    out: contiguous CPU tensor like base to write to; base itself adds in place.
+
+    Raises ArgumentError (shapes, dtypes, duplicates, indices out of range), UnsupportedError. Nothing is written then.
+    """
+    if out is not None:
+        _output(out)
+    base = _memory.require_cpu(_memory.as_tensor(base, "base"), "base").contiguous()
+    indices = _memory.require_cpu(_memory.as_tensor(indices, "indices"), "indices").contiguous()
+    values = _memory.require_cpu(_memory.as_tensor(values, "values"), "values").contiguous()
+    if indices.dtype is not torch.int64 or indices.dim() != 1:
+        raise ArgumentError(f"indices: expected 1-D torch.int64, got {indices.dtype} of shape {list(indices.shape)}")
+    if values.dtype != base.dtype or values.shape != indices.shape:
+        raise ArgumentError(
+            f"values: expected {base.dtype} of shape {list(indices.shape)}; "
+            f"got {values.dtype} of shape {list(values.shape)}"
+        )
+    if chunk_map is None:
+        chunk_map = _even_chunks(indices)
+    chunk_map = _memory.require_cpu(_memory.as_tensor(chunk_map, "chunk_map"), "chunk_map").contiguous()
+    if chunk_map.dtype is not torch.int64 or chunk_map.dim() != 1 or chunk_map.numel() < 2:
+        raise ArgumentError(
+            f"chunk_map: expected 1-D torch.int64 of two or more starts, got {chunk_map.dtype} "
+            f"of shape {list(chunk_map.shape)}"
+        )
+    indices, values = _increasing(indices, values)
+    if out is None:
+        return _ops.scatter_add(base, indices, values, chunk_map)
+    if out.dtype != base.dtype or out.shape != base.shape:
+        raise ArgumentError(f"out: expected {base.dtype} of shape {list(base.shape)}, got {out.dtype} {list(out.shape)}")
+    _ops.scatter_add_into(out, base, indices, values, chunk_map)
+    return out
+
+
+def _increasing(indices: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sorts indices and their values unless they are sorted; refuses duplicates."""
+    if indices.numel() < 2 or bool((indices[1:] > indices[:-1]).all()):
+        return indices, values
+    indices, order = indices.sort()
+    duplicate = indices[1:][indices[1:] == indices[:-1]]
+    if duplicate.numel():
+        raise ArgumentError(f"indices: expected each element once, but {int(duplicate[0])} comes twice or more")
+    return indices, values[order]
+
+
+def chunk_map(deltas: int | torch.Tensor, n_chunks: int = 64) -> torch.Tensor:
+    """Returns a chunk map that splits deltas (their number, or the indices) into n_chunks even parts.
+
+    The result is int64 [n_chunks + 1]: chunk c covers deltas result[c] up to result[c + 1].
+    """
+    count = deltas.numel() if isinstance(deltas, torch.Tensor) else _options.count("deltas", deltas)
+    if n_chunks < 1:
+        raise ArgumentError(f"n_chunks: expected 1 or more, got {n_chunks}")
+    return torch.arange(n_chunks + 1, dtype=torch.int64) * count // n_chunks
+
+
+# scatter_add has a parameter of that name.
+_even_chunks = chunk_map
+
+
+def save_tensor(
+    stem: PathLike, index_map: torch.Tensor, data_blob: torch.Tensor, *, overwrite: bool = False
+) -> tuple[Path, Path]:
+    """Writes a packed tensor to `stem.tpde-index` and `stem.tpde-blob`, each under a temporary name first.
+
+    Raises ExistsError if one exists and overwrite is False. Returns the two paths.
+    """
+    paths = Path(f"{os.fspath(stem)}{INDEX_SUFFIX}"), Path(f"{os.fspath(stem)}{BLOB_SUFFIX}")
+    contents = _memory.require_bytes(index_map, "index_map"), _memory.require_bytes(data_blob, "data_blob")
+    for path in paths:
+        if path.exists() and not overwrite:
+            raise ExistsError(f"{path}: exists already")
+    for path, content in reversed(list(zip(paths, contents, strict=True))):  # blob first: an index is never alone
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                file.write(memoryview(content.numpy()))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return paths
+
+
+def load_tensor(stem: PathLike) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns (index_map, data_blob) that `save_tensor` wrote."""
+    return load_bytes(f"{os.fspath(stem)}{INDEX_SUFFIX}"), load_bytes(f"{os.fspath(stem)}{BLOB_SUFFIX}")
+
+
+def load_bytes(path: PathLike) -> torch.Tensor:
+    """Returns the content of a file as a 1-D uint8 tensor."""
+    path = Path(path)
+    if not path.is_file():
+        raise NotFoundError(f"{path}: no such file")
+    out = torch.empty(path.stat().st_size, dtype=torch.uint8)
+    with path.open("rb") as file:
+        if file.readinto(memoryview(out.numpy())) != out.numel():
+            raise NotFoundError(f"{path}: became shorter while it was read")
+    return out

@@ -1,0 +1,239 @@
+"""The command `tpde`. Exit codes: 0 success, 1 failure (one line on stderr), 2 wrong usage, 130 interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tpde import _options
+from tpde._status import ArgumentError, TpdeError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    warnings.showwarning = _show_warning
+    run: Callable[[argparse.Namespace], None] = arguments.run
+    try:
+        run(arguments)
+        sys.stdout.flush()
+    except _UsageError as error:
+        arguments.parser.error(str(error))
+    except KeyboardInterrupt:
+        print("tpde: interrupted; nothing was left of the output", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `tpde inspect ... | head`
+        sys.stderr.close()
+        return 1
+    except (TpdeError, OSError, MemoryError) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        print(f"tpde: error: {text}", file=sys.stderr)
+        return 1
+    return 0
+
+
+class _UsageError(Exception):
+    """The command line makes no sense; argparse prints it with the usage."""
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"tpde: warning: {message}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tpde",
+        description="Lossless, compressed deltas of model weights. A checkpoint is a safetensors file, a folder of "
+        "them, or a PyTorch state dict (.pt, .pth, .bin).",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], text: str, usage: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, usage=f"tpde {name} {usage}")
+        sub.set_defaults(run=run, parser=sub)
+        return sub
+
+    pack = command(
+        "pack",
+        _pack,
+        "Pack TARGET against BASE ('-': against nothing), or each checkpoint of FOLDER against the one before it.",
+        "[options] BASE TARGET OUT | FOLDER OUT_DIR",
+    )
+    pack.add_argument("paths", nargs="+", metavar="PATH", help="BASE TARGET OUT, or FOLDER OUT_DIR")
+    pack.add_argument("--codec", choices=_options.CODECS, default="auto", help="default: auto, by trial per tensor")
+    pack.add_argument("--residual", choices=_options.RESIDUALS, default="bit", help="default: bit")
+    pack.add_argument("--level", choices=_options.LEVELS, default="default")
+    pack.add_argument("--num-chunks", type=_natural, default=0, metavar="N", help="chunks per tensor")
+    pack.add_argument("--chunk-bytes", type=_natural, default=0, metavar="N", help="bytes of target per chunk")
+    pack.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="split a larger delta; default: 5GB")
+    _common(pack, writes=True)
+
+    unpack = command(
+        "unpack",
+        _unpack,
+        "Rebuild the target of the last DELTA from BASE, byte for byte, and prove it with sha256.",
+        "[options] BASE DELTA [DELTA ...] OUT",
+    )
+    unpack.add_argument("base", metavar="BASE")
+    unpack.add_argument("paths", nargs="+", metavar="DELTA ... OUT")
+    _common(unpack, writes=True)
+
+    verify = command(
+        "verify",
+        _verify,
+        "Prove, without writing anything, that the deltas rebuild their target (and TARGET, if given) from BASE.",
+        "[options] BASE DELTA [DELTA ...] [TARGET]",
+    )
+    verify.add_argument("base", metavar="BASE")
+    verify.add_argument("paths", nargs="+", metavar="DELTA ... [TARGET]")
+    verify.add_argument("--target", metavar="TARGET", help="compare the rebuilt tensors with these")
+    _common(verify, writes=False)
+
+    inspect = command("inspect", _inspect, "Show what a delta holds.", "[--json] DELTA")
+    inspect.add_argument("delta", metavar="DELTA")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
+
+    bench = command(
+        "bench", _bench, "Measure our codecs beside XOR + zstd on the tensors that changed.", "[options] BASE TARGET"
+    )
+    bench.add_argument("base", metavar="BASE")
+    bench.add_argument("target", metavar="TARGET")
+    bench.add_argument("--workers", type=_natural, default=1, metavar="N", help="cores for our codecs; default: 1")
+    bench.add_argument("--limit", default="1GB", metavar="SIZE", help="take tensors up to this size; default: 1GB")
+    bench.add_argument("--repeats", type=_positive, default=5, metavar="N", help="default: 5")
+    bench.add_argument("--json", action="store_true", help="print JSON")
+
+    command("version", _version, "Show the versions of the package and of its core.", "")
+    return parser
+
+
+def _common(parser: argparse.ArgumentParser, writes: bool) -> None:
+    parser.add_argument("--workers", type=_natural, default=0, metavar="N", help="cores to use; default: all")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    if writes:
+        parser.add_argument("-f", "--force", action="store_true", help="replace the output if it exists")
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def _progress(arguments: argparse.Namespace) -> bool | None:
+    return False if arguments.quiet or arguments.json else None
+
+
+def _say(arguments: argparse.Namespace, text: str, report: Any) -> None:
+    if arguments.json:
+        print(json.dumps(report, indent=2))
+    elif not arguments.quiet:
+        print(text)
+
+
+def _checkpoint(path: str) -> str | None:
+    """'-' stands for no checkpoint at all."""
+    return None if path == "-" else path
+
+
+def _pack(arguments: argparse.Namespace) -> None:
+    from tpde import _api
+
+    options: Any = {
+        "codec": arguments.codec,
+        "residual": arguments.residual,
+        "level": arguments.level,
+        "workers": arguments.workers,
+        "num_chunks": arguments.num_chunks,
+        "chunk_bytes": arguments.chunk_bytes,
+        "max_shard_size": arguments.max_shard_size,
+        "overwrite": arguments.force,
+        "progress": _progress(arguments),
+    }
+    if len(arguments.paths) == 3:
+        base, target, out = arguments.paths
+        report = _api.pack(_checkpoint(base), target, out, **options)
+        _say(arguments, f"{', '.join(report.out)}: {report.summary()}", report.to_dict())
+    elif len(arguments.paths) == 2:
+        reports = _api.pack_chain(*arguments.paths, **options)
+        text = "\n".join(f"{', '.join(report.out)}: {report.summary()}" for report in reports)
+        _say(arguments, text, [report.to_dict() for report in reports])
+    else:
+        raise _UsageError(f"expected BASE TARGET OUT or FOLDER OUT_DIR, got {len(arguments.paths)} paths")
+
+
+def _unpack(arguments: argparse.Namespace) -> None:
+    from tpde import _api
+
+    *deltas, out = arguments.paths
+    if not deltas:
+        raise _UsageError("expected BASE DELTA [DELTA ...] OUT, got 2 paths")
+    report = _api.unpack(
+        _checkpoint(arguments.base),
+        *deltas,
+        out=out,
+        workers=arguments.workers,
+        overwrite=arguments.force,
+        progress=_progress(arguments),
+    )
+    _say(arguments, str(report), report.to_dict())
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from tpde import _api, _deltas
+
+    deltas, target = list(arguments.paths), arguments.target
+    if target is None and len(deltas) > 1 and not _deltas.is_delta(deltas[-1]):
+        target = deltas.pop()
+    report = _api.verify(
+        _checkpoint(arguments.base), *deltas, target=target, workers=arguments.workers, progress=_progress(arguments)
+    )
+    _say(arguments, str(report), report.to_dict())
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    from tpde import _api
+
+    report = _api.inspect(arguments.delta)
+    print(report.to_json() if arguments.json else report)
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from tpde import _bench
+
+    limit = _options.size_in_bytes("--limit", arguments.limit)
+    pairs, skipped = _bench.read_pairs(arguments.base, arguments.target, limit)
+    if not pairs:
+        raise ArgumentError(f"{arguments.target}: no tensor of up to {arguments.limit} differs from {arguments.base}")
+    lines, notes = _bench.measure(pairs, workers=(arguments.workers,), repeats=arguments.repeats)
+    if arguments.json:
+        print(json.dumps([dataclasses.asdict(line) for line in lines], indent=2))
+        return
+    print(f"{len(pairs)} changed tensors; every line was verified bit for bit first")
+    print(_bench.as_table(lines))
+    if skipped:
+        notes.append(f"{skipped} tensors were left out; --limit takes in more")
+    for note in notes:
+        print(f"note: {note}")
+
+
+def _version(_: argparse.Namespace) -> None:
+    import tpde
+    from tpde._core import core
+
+    print(f"tpde {tpde.__version__}, core {core().version()}")
