@@ -1,4 +1,14 @@
-// Package residual defines how a target differs from its base, word by word.
+// Package residual defines how a target differs from its base, word by word,
+// and rebuilds the target from the base and that difference.
+//
+// There are two kinds. The bit residual is integer arithmetic on the raw bit
+// patterns and exact for everything; it is the default. The add residual is a
+// float that, added to the base, gives the target bit for bit; a word for which
+// there is none is an exception, which the container stores verbatim. In both,
+// a residual word of zero bits means that the word is unchanged.
+//
+// Nothing here allocates but the tables of the 8-bit floats, made on first
+// use; everything is safe for concurrent use.
 package residual
 
 // Kind says what a residual word means. The numbers are part of the index
