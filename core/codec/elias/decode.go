@@ -12,31 +12,29 @@ import (
 
 type decoder[T word.Word] struct {
 	tables tables
+	steps  stepTable
 	ctx    [maxContexts]decodeContext
 	pool   sync.Pool // *[]byte: a block's bit strings with slack behind them
 }
 
-// decodeContext is what the hot loop needs to know of a context. The gap
-// counters of the classes are packed 16 bits apart, each 2^15 above what is
-// left of the gap: a word subtracts step, and if test then finds a zero, the
-// word has a value. Dense contexts subtract nothing and test bit 63, which is
-// always zero.
+// decodeContext is what the decoder needs to know of a context.
 type decodeContext struct {
-	step, test uint64
-	class      uint8
-	code       uint8
-	gap        uint8 // gap parameter of the class
+	test  uint64 // bit of the packed counters that tells whether a word has a value
+	class uint8
+	code  uint8
+	gap   uint8 // gap parameter of the class
 }
 
 func newDecoder[T word.Word](t tables) *decoder[T] {
-	d := &decoder[T]{tables: t}
-	for c := range t.contexts() {
+	d := &decoder[T]{tables: t, steps: newStepTable(&t)}
+	for i := range d.ctx {
+		c := t.context(i)
 		class := t.class[c]
-		x := decodeContext{class: class, code: t.code[c], test: 1 << 63}
+		x := decodeContext{test: 1 << (16*class + 15), class: class, code: t.code[c]}
 		if class != dense {
-			x.step, x.test, x.gap = 1<<(16*class), 1<<(16*class+15), t.gaps[class]
+			x.gap = t.gaps[class]
 		}
-		d.ctx[c] = x
+		d.ctx[i] = x
 	}
 	d.pool.New = func() any { return new([]byte) }
 	return d
@@ -99,24 +97,38 @@ func (d *decoder[T]) block(base, res []T, data []byte, buf *[]byte) (rest []byte
 
 // lane decodes the bit string of a lane, which starts at bit pos of buf. ok
 // says that it is well formed; the caller compares end with what it expects.
+//
+// The counters of the gap classes are packed 16 bits apart, each 2^15 above
+// what is left of its gap. Each word subtracts the step of its class; a counter
+// that falls below 2^15 says that the word has a value. The dense class has a
+// counter that stands at 2^15 at all times, so that each of its words does.
 func (d *decoder[T]) lane(base, res []T, lane int, buf []byte, pos uint) (end uint, deltas uint32, ok bool) {
+	const full = 1<<15 | 1<<31 | 1<<47 | 1<<63
 	group := groupBytes / word.Size[T]()
-	shift, mask := d.tables.shift&63, d.tables.mask&(maxContexts-1)
-	var counters, full uint64
+	shift := d.tables.shift & 63
+	counters := uint64(full)
 	ok = true
 	for class, k := range d.tables.gaps {
 		gap, n := readGap(window(buf, pos), uint(k))
 		pos += n
-		counters |= (1<<15 + gap) << (16 * class)
-		full |= 1 << (16*class + 15)
+		counters += gap << (16 * class)
 	}
 	for from := lane * group; from < len(res); from += lanes * group {
 		to := min(from+group, len(res))
 		b, r := base[from:to], res[from:to]
 		r = r[:len(b)]
+		if len(b) == group {
+			// Nearly every group of a sparse residual: no counter runs out.
+			// At most 16 is subtracted, so none borrows from the next.
+			if after := counters - sumGroup(&d.steps, b, shift); after&full == full {
+				counters = after
+				continue
+			}
+		}
 		for j, w := range b {
-			x := &d.ctx[uint64(w)>>shift&mask]
-			counters -= x.step
+			c := uint64(w) >> shift & (maxContexts - 1)
+			counters -= d.steps[c]
+			x := &d.ctx[c]
 			if counters&x.test != 0 {
 				continue
 			}
@@ -127,11 +139,13 @@ func (d *decoder[T]) lane(base, res []T, lane int, buf []byte, pos uint) (end ui
 			if v != 0 {
 				deltas++
 			}
+			gap := uint64(0)
 			if x.class != dense {
-				gap, n := readGap(window(buf, pos), uint(x.gap))
+				gap, n = readGap(window(buf, pos), uint(x.gap))
 				pos += n
-				counters = counters&^(x.step*0xffff) | x.step*(1<<15+gap)
 			}
+			// The counter stands at 2^15-1.
+			counters += d.steps[c] * (gap + 1)
 		}
 	}
 	return pos, deltas, ok && counters == full

@@ -18,13 +18,13 @@ type encoder[T word.Word] struct {
 	tables     tables
 	marshaled  []byte
 	chunkWords int
+	steps      stepTable
 	ctx        [maxContexts]context
 	pool       sync.Pool // *encodeState[T]
 }
 
-// context is what the hot loops need to know of a context.
+// context is what the encoder needs to know of a context.
 type context struct {
-	step  uint64 // what a word adds to the packed counters of the gap classes
 	class uint8
 	code  uint8
 }
@@ -46,12 +46,9 @@ func newEncoder[T word.Word](t dtype.Type, samples []codec.Block, level codec.Le
 	e := &encoder[T]{}
 	e.tables, e.chunkWords = planTables[T](t, samples, level)
 	e.marshaled = e.tables.marshal()
-	for c := range e.tables.contexts() {
-		class := e.tables.class[c]
-		e.ctx[c] = context{class: class, code: e.tables.code[c]}
-		if class != dense {
-			e.ctx[c].step = 1 << (16 * class)
-		}
+	e.steps = newStepTable(&e.tables)
+	for c := range e.ctx {
+		e.ctx[c] = context{e.tables.class[e.tables.context(c)], e.tables.code[e.tables.context(c)]}
 	}
 	e.pool.New = func() any { return new(encodeState[T]) }
 	return e
@@ -112,7 +109,7 @@ func (e *encoder[T]) collect(base, res []T, lane int, s *encodeState[T]) (first 
 	events := s.events[:0]
 	last := [maxGaps]int{-1, -1, -1}
 	var count uint64 // unchanged words of each class since its last event, packed
-	shift, mask := e.tables.shift&63, e.tables.mask&(maxContexts-1)
+	shift := e.tables.shift & 63
 
 	closeGap := func(class uint8) {
 		gap := uint16(count >> (16 * class))
@@ -127,11 +124,18 @@ func (e *encoder[T]) collect(base, res []T, lane int, s *encodeState[T]) (first 
 		to := min(from+group, len(res))
 		r, b := res[from:to], base[from:to]
 		b = b[:len(r)]
+		if len(r) == group && allZero(r) {
+			// Nearly every group of a sparse residual: only count.
+			if sum := sumGroup(&e.steps, b, shift); sum < 1<<(16*dense) {
+				count += sum
+				continue
+			}
+		}
 		for j, v := range r {
-			c := uint8(uint64(b[j]) >> shift & mask)
+			c := uint8(uint64(b[j]) >> shift & (maxContexts - 1))
 			x := &e.ctx[c]
 			if v == 0 && x.class != dense {
-				count += x.step
+				count += e.steps[c]
 				continue
 			}
 			if v != 0 {
@@ -139,7 +143,7 @@ func (e *encoder[T]) collect(base, res []T, lane int, s *encodeState[T]) (first 
 			}
 			if x.code == codeSign && v != 1 && v != ^T(0) {
 				s.exceptions = append(s.exceptions, uint32(from+j))
-				count += x.step
+				count += e.steps[c]
 				continue
 			}
 			if x.class != dense {

@@ -31,6 +31,9 @@ func newTables(t dtype.Type) tables {
 
 func (t *tables) contexts() int { return int(t.mask) + 1 }
 
+// context returns the context that the low 5 bits of w>>shift stand for.
+func (t *tables) context(low int) int { return low & int(t.mask) }
+
 // marshal writes the tables: classes, gap parameters, then runs of contexts
 // that are alike.
 func (t *tables) marshal() []byte {
