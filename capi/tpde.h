@@ -6,11 +6,15 @@
  *     tpde_last_error() then says more, for the calling thread.
  *   - Results come first: (dst, dst_cap, src, src_bytes). Sizes are uint64_t
  *     and count bytes unless the name says otherwise.
- *   - Handles are opaque, never 0, and freed once by the matching _free.
+ *   - Handles are opaque, never 0, never given twice, and freed once by the
+ *     matching _free. A source cannot be freed while a call, a running job or a
+ *     source made from it (tpde_source_apply) uses it: TPDE_ARGUMENT, and the
+ *     handle stays valid.
  *   - No pointer is kept after a call returns, with one exception:
  *     tpde_source_add.
- *   - Calls are safe from any thread. A process that was forked after its
- *     first call gets TPDE_FORKED from every function in the child.
+ *   - Calls are safe from any thread. In the child of a process that had loaded
+ *     the library when it forked, every function that returns a status returns
+ *     TPDE_FORKED.
  *   - Strings are UTF-8 and end with a zero byte.
  */
 #ifndef TPDE_H
@@ -25,6 +29,7 @@ extern "C" {
 #endif
 
 #define TPDE_ABI_VERSION 1
+#define TPDE_RELEASE "0.1.0"
 
 typedef uint64_t tpde_handle;
 
@@ -32,7 +37,7 @@ typedef uint64_t tpde_handle;
 
 /* Returns TPDE_ABI_VERSION of the library. */
 uint32_t tpde_abi_version(void);
-/* Returns the version of the library, e.g. "0.1.0". Static storage. */
+/* Returns the TPDE_RELEASE of the library. Static storage. */
 const char *tpde_version(void);
 /* Returns the name of a status, e.g. "base_mismatch". Static storage. */
 const char *tpde_status_name(int32_t status);

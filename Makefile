@@ -1,0 +1,108 @@
+# Everything runs from a clean checkout with Python 3.10+, make and g++; a Go
+# toolchain comes from PyPI where the machine has none. The first target that
+# needs it makes the virtual environment, with torch in it, once.
+
+#
+#   FUZZTIME  time per fuzz target of `make fuzz`
+#   PYTEST    more arguments for pytest, e.g. PYTEST="-k fork -x"
+
+VENV     ?= .venv
+PYTHON   ?= python3
+FUZZTIME ?= 10m
+PYTEST   ?=
+
+PY    := $(VENV)/bin/python
+BUILD := python/_build_backend/tpde_build.py
+# Evaluated where it is used: the toolchain may be installed by then only.
+GO     = $(shell $(PY) $(BUILD) go)
+GOFMT  = $(shell $(PY) $(BUILD) go | xargs -I{} {} env GOROOT)/bin/gofmt
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+export GOTOOLCHAIN := local
+export CGO_ENABLED := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help venv build demo test test-go test-fuzz test-python lint bench fuzz wheel clean
+
+help: ## Show what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# ---- environment and build ------------------------------------------------
+
+# What the package needs, and the package itself as an editable install.
+$(VENV)/.installed: pyproject.toml setup.py $(BUILD)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and f"{sys.executable} is Python {sys.version.split()[0]}, expected 3.10 or newer: make PYTHON=...")'
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet 'setuptools>=77' 'pybind11>=2.13' $$($(PY) $(BUILD) requirement)
+	$(PY) -m pip install --quiet --no-build-isolation --editable '.[test]'
+	@touch $@
+
+venv: $(VENV)/.installed ## Make .venv with torch and everything that tests need
+
+build: $(VENV)/.installed ## Build the Go core and the binding in place (quick when little changed)
+	@$(PY) setup.py --quiet build_ext --inplace
+
+# ---- use --------------------------------------------------------------------
+
+demo: build ## Pack, rebuild and verify the test data; show sizes and times beside XOR + zstd
+	@$(PY) tests/demo/demo.py
+
+bench: build $(VENV)/.bench ## Measure ratio and speed beside the peers
+	@$(PY) tests/bench/bench.py
+
+$(VENV)/.bench: $(VENV)/.installed
+	$(PY) -m pip install --quiet 'zipnn>=0.5' || echo "zipnn cannot be installed: the bench does without"
+	@touch $@
+
+# ---- tests ------------------------------------------------------------------
+
+test: build test-go test-fuzz test-python ## Run everything that CI runs
+
+test-go:
+	@echo "== gofmt, go vet, go test -race"
+	@unformatted=$$($(GOFMT) -l core capi); test -z "$$unformatted" || { echo "not gofmt'ed: $$unformatted"; exit 1; }
+	@$(GO) vet ./...
+	@$(GO) test -race ./...
+
+# Every fuzz target of every package, found by asking the test binaries.
+fuzz_all = for package in $$($(GO) list ./core/...); do \
+	  targets=$$($(GO) test -list '^Fuzz' $$package) || { echo "$$targets"; exit 1; }; \
+	  for target in $$(echo "$$targets" | grep '^Fuzz'); do \
+	    echo "-- $$package $$target"; \
+	    $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(1) $$package || exit 1; \
+	  done; \
+	done
+
+test-fuzz:
+	@echo "== a short run of every fuzz target"
+	@$(call fuzz_all,2s)
+
+fuzz: $(VENV)/.installed ## Run every fuzz target for FUZZTIME (10m)
+	@$(call fuzz_all,$(FUZZTIME))
+
+test-python: build
+	@echo "== pytest"
+	@$(PY) -m pytest $(PYTEST)
+
+# ---- checks and releases ----------------------------------------------------
+
+lint: build $(VENV)/.lint ## gofmt, go vet, staticcheck, ruff, mypy
+	@unformatted=$$($(GOFMT) -l core capi); test -z "$$unformatted" || { echo "not gofmt'ed: $$unformatted"; exit 1; }
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+$(VENV)/.lint: $(VENV)/.installed
+	$(PY) -m pip install --quiet 'ruff>=0.9' 'mypy>=1.15'
+	@touch $@
+
+wheel: $(VENV)/.installed ## Build the sdist, and the wheel from it, into dist/
+	$(PY) -m build --outdir dist .
+
+clean: ## Remove what was built; .venv stays (remove it by hand)
+	rm -rf build dist python/*.egg-info python/tpde/lib python/tpde/include python/tpde/_binding*.so
+	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	find python tests -name __pycache__ -type d -prune -exec rm -rf {} +

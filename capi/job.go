@@ -1,0 +1,148 @@
+package main
+
+/*
+#include "tpde.h"
+*/
+import "C"
+
+import (
+	"context"
+	"time"
+
+	"github.com/tpde-project/tpde/core/checkpoint"
+	"github.com/tpde-project/tpde/core/status"
+)
+
+// job is a long operation that runs on its own goroutine.
+type job struct {
+	progress checkpoint.Progress
+	cancel   context.CancelFunc
+	done     chan struct{} // closed at the end; report and err are fixed then
+	report   any
+	err      error
+}
+
+func (*job) kind() string { return "a job" }
+
+// work is what a job does; the report is something that JSON can hold.
+type work func(ctx context.Context, p *checkpoint.Progress) (report any, err error)
+
+// start runs w, which works with the given sources, and stores the handle of
+// the job. The sources stay in use until it ends.
+func start(dst *C.tpde_handle, use *inUse, w work) error {
+	ctx, cancel := context.WithCancel(context.Background())
+	j := &job{cancel: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(j.done)
+		defer use.release()
+		j.err = protect(func() (err error) {
+			j.report, err = w(ctx, &j.progress)
+			return err
+		})
+	}()
+	store(dst, j)
+	return nil
+}
+
+// inUse collects the sources that a job works with.
+type inUse struct{ releases []func() }
+
+func (u *inUse) source(h C.tpde_handle) (*checkpoint.Source, error) {
+	s, release, err := acquire[*source](&handles, uint64(h))
+	if err != nil {
+		return nil, err
+	}
+	u.releases = append(u.releases, release)
+	return s.Source, nil
+}
+
+func (u *inUse) release() {
+	for _, release := range u.releases {
+		release()
+	}
+	u.releases = nil
+}
+
+//export goJobWait
+func goJobWait(doneBytes, totalBytes *C.uint64_t, h C.tpde_handle, timeoutMS C.uint32_t) C.int32_t {
+	pending := false
+	code := call(func() error {
+		j, release, err := acquire[*job](&handles, uint64(h))
+		if err != nil {
+			return err
+		}
+		defer release()
+		pending = !j.wait(time.Duration(timeoutMS) * time.Millisecond)
+		if doneBytes != nil {
+			*doneBytes = C.uint64_t(j.progress.Done.Load())
+		}
+		if totalBytes != nil {
+			*totalBytes = C.uint64_t(j.progress.Total.Load())
+		}
+		if pending {
+			return nil
+		}
+		return j.err
+	})
+	if pending {
+		return C.TPDE_PENDING
+	}
+	return code
+}
+
+// wait returns true once the job has ended, false after the timeout.
+func (j *job) wait(timeout time.Duration) bool {
+	select {
+	case <-j.done:
+		return true
+	case <-time.After(timeout):
+		return false
+	}
+}
+
+//export goJobCancel
+func goJobCancel(h C.tpde_handle) C.int32_t {
+	return call(func() error {
+		j, release, err := acquire[*job](&handles, uint64(h))
+		if err != nil {
+			return err
+		}
+		defer release()
+		j.cancel()
+		return nil
+	})
+}
+
+//export goJobReport
+func goJobReport(dst *C.tpde_handle, h C.tpde_handle) C.int32_t {
+	return call(func() error {
+		if err := present("text", dst); err != nil {
+			return err
+		}
+		j, release, err := acquire[*job](&handles, uint64(h))
+		if err != nil {
+			return err
+		}
+		defer release()
+		if !j.wait(0) {
+			return status.Errorf(status.ErrArgument, "the job is still running, expected one that has ended: see tpde_job_wait")
+		}
+		if j.err != nil {
+			return j.err
+		}
+		return storeJSON(dst, j.report)
+	})
+}
+
+//export goJobFree
+func goJobFree(h C.tpde_handle) C.int32_t {
+	return call(func() error {
+		j, err := remove[*job](&handles, uint64(h))
+		if err != nil {
+			return err
+		}
+		j.cancel()
+		<-j.done
+		return nil
+	})
+}
