@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,21 +76,34 @@ def _read(source: Source, row: dict[str, Any]) -> torch.Tensor:
 
 
 def measure(
-    pairs: Sequence[Pair], *, codecs: Iterable[str] = CODECS, workers: Iterable[int] = (1,), repeats: int = 5
+    pairs: Sequence[Pair],
+    *,
+    codecs: Iterable[str] = CODECS,
+    workers: Sequence[int] = (1,),
+    repeats: int = 5,
+    options: Mapping[str, int] | None = None,
 ) -> tuple[list[Line], list[str]]:
-    """Returns a line per codec and number of workers and a line per peer, and a note per peer that is not installed."""
-    lines = [_measure_codec(pairs, codec, n, repeats) for codec in codecs for n in workers]
+    """Returns a line per codec and number of workers and a line per peer, and a note per peer that is not installed.
+
+    options: more keywords of `tpde.encode`.
+    """
+    lines = [_measure_codec(pairs, codec, n, repeats, options or {}) for codec in codecs for n in workers]
     peers, notes = _peers.available()
     return lines + [_measure_peer(pairs, peer, repeats) for peer in peers], notes
 
 
-def _measure_codec(pairs: Sequence[Pair], codec: str, workers: int, repeats: int) -> Line:
-    packed = [_tensors.encode(p.base, p.target, codec=codec, workers=workers) for p in pairs]
+def _measure_codec(
+    pairs: Sequence[Pair], codec: str, workers: int, repeats: int, options: Mapping[str, int]
+) -> Line:
+    def encode(p: Pair) -> tuple[torch.Tensor, torch.Tensor]:
+        return _tensors.encode(p.base, p.target, codec=codec, workers=workers, **options)
+
+    packed = [encode(p) for p in pairs]
     outputs = [torch.empty_like(p.target) for p in pairs]
 
     def pack() -> None:
         for p in pairs:
-            _tensors.encode(p.base, p.target, codec=codec, workers=workers)
+            encode(p)
 
     def unpack() -> None:
         for p, out, (index_map, data_blob) in zip(pairs, outputs, packed, strict=True):

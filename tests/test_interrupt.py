@@ -1,0 +1,176 @@
+"""Ctrl-C and SIGKILL: what was there before stays, what was half done goes."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from support import tree
+
+import tpde
+
+KILLS = 200
+
+
+@pytest.fixture
+def large(tmp_path):
+    """Two checkpoints that take a second or more to pack."""
+    g = torch.Generator().manual_seed(0)
+    base = torch.randn(24_000_000, generator=g)
+    save_file({"w": base}, tmp_path / "base.safetensors")
+    save_file({"w": base + 1e-3 * torch.randn(base.shape, generator=g)}, tmp_path / "target.safetensors")
+    return tmp_path
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def interrupt(folder, command):
+    """Sends SIGINT as soon as the command has begun to write, and returns the finished process."""
+    before = names(folder)
+    process = subprocess.Popen(
+        [sys.executable, *command], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while names(folder) == before and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    start = time.monotonic()
+    output = process.communicate(timeout=30)
+    assert time.monotonic() - start < 10
+    assert names(folder) == before
+    return process.returncode, *output
+
+
+def test_ctrl_c_in_the_command(large):
+    code, out, err = interrupt(large, ["-m", "tpde", "pack", "base.safetensors", "target.safetensors", "delta.safetensors"])
+    assert (code, out, err) == (130, "", "tpde: interrupted; nothing was left of the output\n")
+    tpde.pack(large / "base.safetensors", large / "target.safetensors", large / "delta.safetensors", level="fast")
+    code, out, _ = interrupt(large, ["-m", "tpde", "unpack", "base.safetensors", "delta.safetensors", "out.safetensors"])
+    assert (code, out) == (130, "")
+
+
+def test_ctrl_c_in_a_script_that_goes_on(large):
+    script = (
+        "import tpde\n"
+        "try:\n"
+        "    tpde.pack('base.safetensors', 'target.safetensors', 'delta.safetensors')\n"
+        "except KeyboardInterrupt:\n"
+        "    print(tpde.pack(None, {}).keys() >= {'__tpde__'})\n"
+    )
+    code, out, err = interrupt(large, ["-c", script])
+    assert (code, out) == (0, "True\n"), err
+
+
+# Packs or unpacks in a loop, so that a kill hits any moment of it; the parent knows both possible results.
+LOOP = """
+import sys, tpde
+what, a, b, out = sys.argv[1:]
+tpde.inspect("delta_a.safetensors")
+print("ready", flush=True)
+while True:
+    for source in (a, b):
+        if what == "pack":
+            tpde.pack("base", source, out, overwrite=True, workers=2)
+        else:
+            tpde.unpack("base", source, out=out, overwrite=True, workers=2)
+"""
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """base, target_a and target_b: folders of two shards and a small file; delta_a and delta_b."""
+    g = torch.Generator().manual_seed(1)
+    state = {f"layer{i}": torch.randn(64, 256, generator=g) for i in range(6)}
+    for step, name in enumerate(("base", "target_a", "target_b")):
+        folder = tmp_path / name
+        folder.mkdir()
+        tensors = {key: tensor + step * 1e-3 * (torch.rand(64, 256, generator=g) < 0.1) for key, tensor in state.items()}
+        for shard in range(2):
+            part = {key: tensor for i, (key, tensor) in enumerate(tensors.items()) if i % 2 == shard}
+            save_file(part, folder / f"model-{shard + 1:05}-of-00002.safetensors")
+        (folder / "state.json").write_text(f"{step}")
+    for x in "ab":
+        tpde.pack(tmp_path / "base", tmp_path / f"target_{x}", tmp_path / f"delta_{x}.safetensors")
+    return tmp_path
+
+
+def content(path):
+    """The bytes of a file, or of everything in a folder; None if there is nothing."""
+    if path.is_dir():
+        return tree(path)
+    return path.read_bytes() if path.exists() else None
+
+
+@pytest.mark.parametrize("what", ["pack", "unpack"])
+def test_kills_lose_nothing(folders, what):
+    a, b = ("target_a", "target_b") if what == "pack" else ("delta_a.safetensors", "delta_b.safetensors")
+    results = ("delta_a.safetensors", "delta_b.safetensors") if what == "pack" else ("target_a", "target_b")
+    allowed = [content(folders / name) for name in results]
+    work = folders / "work"
+    work.mkdir()
+    out = work / "out.safetensors" if what == "pack" else work / "out"
+    inputs = ["base", "target_a", "target_b", "delta_a.safetensors", "delta_b.safetensors"]
+    before = {name: content(folders / name) for name in inputs}
+    delays = random.Random(0)
+    seen = set()
+    for kill in range(KILLS // 2):
+        process = subprocess.Popen(
+            [sys.executable, "-c", LOOP, what, a, b, str(out)], cwd=folders, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(delays.uniform(0, 0.06))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        found = content(out)
+        if found is None:
+            assert not seen, f"kill {kill}: what had been written before is gone"
+        else:
+            assert found in allowed, f"kill {kill}: neither the old nor the new content"
+            seen.add(allowed.index(found))
+    assert seen == {0, 1}
+    assert {name: content(folders / name) for name in inputs} == before
+    run = tpde.pack if what == "pack" else tpde.unpack
+    run(folders / "base", folders / a, out, overwrite=True)
+    assert content(out) == allowed[0]
+    assert names(work) == [out.name], "a later run does not clean up what killed ones left"
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("unshare"), reason="needs a small file system")
+def test_disk_full(folders):
+    script = (
+        "import subprocess, sys, tpde\n"
+        "subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=64k', 'none', 'small'], check=True)\n"
+        "try:\n"
+        "    tpde.unpack('base', 'delta_a.safetensors', out='small/out')\n"
+        "except tpde.ReadWriteError as error:\n"
+        "    import os\n"
+        "    print(os.listdir('small'), 'space' in str(error))\n"
+    )
+    (folders / "small").mkdir()
+    probe = subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False)
+    if probe.returncode:
+        pytest.skip("this machine does not let users mount")
+    result = subprocess.run(
+        ["unshare", "-rm", sys.executable, "-c", script], cwd=folders, capture_output=True, text=True, check=False
+    )
+    if "mount" in result.stderr and result.returncode:
+        pytest.skip("this machine does not let users mount")
+    assert result.stdout == "[] True\n", result.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_read_only_folder(folders):
+    (folders / "frozen").mkdir(mode=0o555)
+    with pytest.raises(tpde.ReadWriteError, match="frozen"):
+        tpde.unpack(folders / "base", folders / "delta_a.safetensors", out=folders / "frozen" / "out")
