@@ -56,15 +56,16 @@ func appendEntropyBlock(dst, src []byte, last bool, s *huff0.Scratch) []byte {
 	}
 	s.Reuse = huff0.ReusePolicyNone // a block depends on no other
 	coded, _, err := compress(src, s)
-	switch {
-	case err == huff0.ErrUseRLE:
+	if err == huff0.ErrUseRLE {
 		return append(appendBlockHeader(dst, blockRLE, len(src), last), src[0])
-	case err != nil:
-		return append(appendBlockHeader(dst, blockRaw, len(src), last), src...)
 	}
 	var header [5]byte
 	literals := literalsHeader(header[:], len(src), len(coded), streams)
-	dst = appendBlockHeader(dst, blockCompressed, len(literals)+len(coded)+1, last)
+	size := len(literals) + len(coded) + 1
+	if err != nil || size >= len(src) { // the format forbids blocks that grow
+		return append(appendBlockHeader(dst, blockRaw, len(src), last), src...)
+	}
+	dst = appendBlockHeader(dst, blockCompressed, size, last)
 	dst = append(dst, literals...)
 	dst = append(dst, coded...)
 	return append(dst, 0) // no sequences
