@@ -3,4 +3,6 @@ package all
 
 import (
 	_ "github.com/tpde-project/tpde/core/codec/elias"
+	_ "github.com/tpde-project/tpde/core/codec/raw"
+	_ "github.com/tpde-project/tpde/core/codec/zstd"
 )

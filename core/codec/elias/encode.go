@@ -43,12 +43,13 @@ type encodeState[T word.Word] struct {
 }
 
 func newEncoder[T word.Word](t dtype.Type, samples []codec.Block, level codec.Level) *encoder[T] {
-	e := &encoder[T]{}
-	e.tables, e.chunkWords = planTables[T](t, samples, level)
-	e.marshaled = e.tables.marshal()
-	e.steps = newStepTable(&e.tables)
+	return encoderOf[T](planTables[T](t, samples, level))
+}
+
+func encoderOf[T word.Word](t tables, chunkWords int) *encoder[T] {
+	e := &encoder[T]{tables: t, marshaled: t.marshal(), chunkWords: chunkWords, steps: newStepTable(&t)}
 	for c := range e.ctx {
-		e.ctx[c] = context{e.tables.class[e.tables.context(c)], e.tables.code[e.tables.context(c)]}
+		e.ctx[c] = context{t.class[t.context(c)], t.code[t.context(c)]}
 	}
 	e.pool.New = func() any { return new(encodeState[T]) }
 	return e
