@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
+
 from support import DATA, small_checkpoints
 
 

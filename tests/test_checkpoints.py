@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from support import assert_same_bits, assert_same_tensors, small_checkpoints, tree
 
 import tpde
+from support import assert_same_bits, assert_same_tensors, small_checkpoints, tree
 
 CODECS = ["auto", "raw", "zstd", "elias"]
 
@@ -102,7 +103,11 @@ def test_dict_without_our_manifest_is_refused():
 
 def test_numpy_and_strided_and_grad_tensors():
     base = {"a": torch.randn(8, 6), "b": np.arange(10, dtype=np.int16), "c": torch.randn(4)}
-    target = {"a": torch.randn(6, 8).t(), "b": np.arange(20, dtype=np.int16)[::-2], "c": torch.nn.Parameter(torch.ones(4))}
+    target = {
+        "a": torch.randn(6, 8).t(),
+        "b": np.arange(20, dtype=np.int16)[::-2],
+        "c": torch.nn.Parameter(torch.ones(4)),
+    }
     delta = tpde.pack(base, target)
     got = tpde.unpack(base, delta)
     assert_same_bits(got["a"], target["a"].contiguous())
@@ -160,7 +165,7 @@ def test_verify_finds_a_target_that_differs(pair, tmp_path):
     delta = tpde.pack(base, target)
     other = load_file(target)
     other["new.weight"][2, 2] += 1
-    with pytest.raises(tpde.TargetMismatchError, match="new.weight"):
+    with pytest.raises(tpde.TargetMismatchError, match=r"new.weight"):
         tpde.verify(base, delta, target=other)
 
 
@@ -195,9 +200,9 @@ def test_outputs_are_not_overwritten_by_accident(pair, tmp_path):
     delta = tmp_path / "delta.safetensors"
     tpde.pack(base, target, delta)
     before = tree(tmp_path)
-    with pytest.raises(tpde.ExistsError, match="delta.safetensors"):
+    with pytest.raises(tpde.ExistsError, match=r"delta.safetensors"):
         tpde.pack(base, target, delta)
-    with pytest.raises(tpde.ExistsError, match="target.safetensors"):
+    with pytest.raises(tpde.ExistsError, match=r"target.safetensors"):
         tpde.unpack(base, delta, out=target)
     for overwrite in (False, True):
         with pytest.raises(tpde.ExistsError):
@@ -231,7 +236,11 @@ def test_missing_and_unreadable_inputs(pair, tmp_path):
         tpde.pack(tmp_path / "nowhere", base, out)
     with pytest.raises(tpde.NotFoundError, match="nowhere"):
         tpde.inspect(tmp_path / "nowhere.safetensors")
-    for attempt in (lambda: tpde.pack(base, junk, out), lambda: tpde.inspect(junk), lambda: tpde.unpack(base, junk, out=out)):
+    for attempt in (
+        lambda: tpde.pack(base, junk, out),
+        lambda: tpde.inspect(junk),
+        lambda: tpde.unpack(base, junk, out=out),
+    ):
         with pytest.raises(tpde.TpdeError, match="junk"):
             attempt()
     with pytest.raises(tpde.TpdeError, match="tpde"):
@@ -245,7 +254,8 @@ def test_bad_arguments(pair):
     base, target = pair
     for options, message in (
         ({"codec": "lz4"}, "codec"), ({"level": "max"}, "level"), ({"residual": "xor"}, "residual"),
-        ({"workers": -1}, "workers"), ({"max_shard_size": "5 parsecs"}, "max_shard_size"), ({"chunk_bytes": 1.5}, "chunk_bytes"),
+        ({"workers": -1}, "workers"), ({"max_shard_size": "5 parsecs"}, "max_shard_size"),
+        ({"chunk_bytes": 1.5}, "chunk_bytes"),
     ):  # fmt: skip
         with pytest.raises(tpde.ArgumentError, match=message):
             tpde.pack(base, target, **options)
@@ -253,7 +263,7 @@ def test_bad_arguments(pair):
         tpde.unpack(base)
     with pytest.raises(tpde.ArgumentError, match="state_dict"):
         tpde.pack(torch.nn.Linear(2, 2), target)
-    with pytest.raises(tpde.UnsupportedError, match="'z'.*complex128"):
+    with pytest.raises(tpde.UnsupportedError, match=r"'z'.*complex128"):
         tpde.pack(None, {"z": torch.zeros(2, dtype=torch.complex128)})
 
 
@@ -264,7 +274,7 @@ def test_sharded_delta(pair, tmp_path):
     assert len(report.out) > 2
     index = next(p for p in report.out if p.endswith(".index.json"))
     shards = [p for p in report.out if p != index]
-    assert set(json.loads(open(index).read())["weight_map"].values()) == {p.rsplit("/", 1)[1] for p in shards}
+    assert set(json.loads(Path(index).read_text())["weight_map"].values()) == {p.rsplit("/", 1)[1] for p in shards}
     out = tmp_path / "out.safetensors"
     for delta in (index, tmp_path / "d"):
         tpde.unpack(base, delta, out=out, overwrite=True)

@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import save_file
+
 from support import tree
 
 
@@ -52,7 +53,8 @@ def test_pack_unpack_verify_inspect(tpde_cli, tmp_path, rl):
 def test_json_and_quiet(tpde_cli, rl):
     base, target = rl
     assert json.loads(ok(tpde_cli("pack", "--json", base, target, "a.safetensors")))["totals"]["tensors"] == 1
-    assert json.loads(ok(tpde_cli("unpack", "--json", base, "a.safetensors", "out.safetensors")))["files"][0]["verified"]
+    unpacked = json.loads(ok(tpde_cli("unpack", "--json", base, "a.safetensors", "out.safetensors")))
+    assert unpacked["files"][0]["verified"]
     assert json.loads(ok(tpde_cli("verify", "--json", base, "a.safetensors", target)))["target_compared"]
     for arguments in (
         ("pack", base, target, "b.safetensors", "--codec", "zstd", "--workers", 1, "--num-chunks", 8),
@@ -95,7 +97,8 @@ def test_failures_are_one_line(tpde_cli, tmp_path, rl):
 @pytest.mark.parametrize(
     "arguments",
     [
-        (), ("frobnicate",), ("pack",), ("pack", "a"), ("pack", "a", "b", "c", "d"), ("unpack", "a", "b"), ("verify", "a"),
+        (), ("frobnicate",), ("pack",), ("pack", "a"), ("pack", "a", "b", "c", "d"), ("unpack", "a", "b"),
+        ("verify", "a"),
         ("pack", "a", "b", "c", "--codec", "lz4"), ("pack", "a", "b", "c", "--workers", "-1"), ("inspect",),
     ],
 )  # fmt: skip
@@ -140,7 +143,9 @@ def test_bar_on_a_terminal_only(tmp_path):
 
     def drawn(*arguments):
         ours, theirs = pty.openpty()
-        with subprocess.Popen([*command, *arguments], stderr=theirs, stdout=subprocess.DEVNULL, cwd=tmp_path) as process:
+        with subprocess.Popen(
+            [*command, *arguments], stderr=theirs, stdout=subprocess.DEVNULL, cwd=tmp_path
+        ) as process:
             os.close(theirs)
             shown = b""
             while chunk := _read(ours):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import assert_same_bits
 
 import tpde
+from support import assert_same_bits
 from tpde import _dtypes, _memory
 
 
@@ -71,7 +71,9 @@ def test_what_is_no_plain_memory_is_refused():
 def test_lazy_conjugation_is_carried_out():
     z = torch.tensor([1 + 2j, 3 - 4j], dtype=torch.complex64)
     index_map, data_blob = tpde.encode(None, z.conj())
-    assert_same_bits(tpde.reconstruct(None, index_map, data_blob), torch.tensor([1 - 2j, 3 + 4j], dtype=torch.complex64))
+    assert_same_bits(
+        tpde.reconstruct(None, index_map, data_blob), torch.tensor([1 - 2j, 3 + 4j], dtype=torch.complex64)
+    )
 
 
 def test_numpy_arrays_are_welcome():

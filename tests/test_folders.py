@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -9,9 +10,9 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support import assert_same_tensors, tree
 
 import tpde
+from support import assert_same_tensors, tree
 
 
 def hf_folder(folder, step):
@@ -33,12 +34,14 @@ def hf_folder(folder, step):
         for name, tensor in tensors.items():
             tensors[name] = tensor.clone()
             if "layers" in name or tensor.shape[0] == 50:
-                tensors[name].view(-1)[step :: 40] += 0.5 * step
+                tensors[name].view(-1)[step::40] += 0.5 * step
     folder.mkdir(parents=True)
     for file, tensors in shards.items():
         save_file(tensors, folder / file, metadata={"format": "pt"})
     weight_map = {name: file for file, tensors in shards.items() for name in tensors}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}, indent=2))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map}, indent=2)
+    )
     (folder / "config.json").write_text('{"hidden_size": 16}')
     (folder / "tokenizer.json").write_text(json.dumps({"vocab": {str(i): i for i in range(300)}}))
     (folder / "trainer_state.json").write_text(json.dumps({"step": step}))
@@ -118,7 +121,7 @@ def test_chain_in_one_go(steps, tmp_path):
     reports = tpde.pack_chain(steps, tmp_path / "deltas")
     names = ["epoch_2.safetensors", "epoch_9.safetensors", "epoch_10.safetensors"]
     assert [os.path.basename(r.out[0]) for r in reports] == names
-    assert all(a.target == b.base for a, b in zip(reports, reports[1:], strict=False))
+    assert all(a.target == b.base for a, b in itertools.pairwise(reports))
     deltas = [tmp_path / "deltas" / name for name in names]
     for count, step in ((1, 2), (2, 9), (3, 10)):
         out = tmp_path / f"out{step}"
@@ -126,7 +129,8 @@ def test_chain_in_one_go(steps, tmp_path):
         assert tree(out) == tree(steps / f"epoch_{step}")
     assert tpde.verify(steps / "epoch_1", *deltas, target=steps / "epoch_10").target_compared
     assert set(tpde.unpack(steps / "epoch_1", *deltas)) == {
-        "model.embed_tokens.weight", "model.layers.0.weight", "model.norm.weight", "model.layers.1.weight", "lm_head.weight",
+        "model.embed_tokens.weight", "model.layers.0.weight", "model.norm.weight", "model.layers.1.weight",
+        "lm_head.weight",
     }  # fmt: skip
 
 

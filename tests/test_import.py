@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 import tpde
 
 
@@ -37,12 +39,8 @@ def test_every_public_name_resolves():
 
 
 def test_unknown_name():
-    try:
+    with pytest.raises(AttributeError, match="no_such_name"):
         tpde.no_such_name  # noqa: B018
-    except AttributeError as error:
-        assert "no_such_name" in str(error)
-    else:
-        raise AssertionError("expected AttributeError")
 
 
 def test_every_exception_is_exported():

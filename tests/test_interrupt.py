@@ -13,9 +13,9 @@ import time
 import pytest
 import torch
 from safetensors.torch import save_file
-from support import tree
 
 import tpde
+from support import tree
 
 KILLS = 200
 
@@ -51,10 +51,14 @@ def interrupt(folder, command):
 
 
 def test_ctrl_c_in_the_command(large):
-    code, out, err = interrupt(large, ["-m", "tpde", "pack", "base.safetensors", "target.safetensors", "delta.safetensors"])
+    code, out, err = interrupt(
+        large, ["-m", "tpde", "pack", "base.safetensors", "target.safetensors", "delta.safetensors"]
+    )
     assert (code, out, err) == (130, "", "tpde: interrupted; nothing was left of the output\n")
     tpde.pack(large / "base.safetensors", large / "target.safetensors", large / "delta.safetensors", level="fast")
-    code, out, _ = interrupt(large, ["-m", "tpde", "unpack", "base.safetensors", "delta.safetensors", "out.safetensors"])
+    code, out, _ = interrupt(
+        large, ["-m", "tpde", "unpack", "base.safetensors", "delta.safetensors", "out.safetensors"]
+    )
     assert (code, out) == (130, "")
 
 
@@ -93,7 +97,9 @@ def folders(tmp_path):
     for step, name in enumerate(("base", "target_a", "target_b")):
         folder = tmp_path / name
         folder.mkdir()
-        tensors = {key: tensor + step * 1e-3 * (torch.rand(64, 256, generator=g) < 0.1) for key, tensor in state.items()}
+        tensors = {
+            key: tensor + step * 1e-3 * (torch.rand(64, 256, generator=g) < 0.1) for key, tensor in state.items()
+        }
         for shard in range(2):
             part = {key: tensor for i, (key, tensor) in enumerate(tensors.items()) if i % 2 == shard}
             save_file(part, folder / f"model-{shard + 1:05}-of-00002.safetensors")

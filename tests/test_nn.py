@@ -9,10 +9,10 @@ import pickle
 import pytest
 import torch
 from safetensors.torch import save_file
-from support import assert_same_bits
 from torch import nn
 
 import tpde
+from support import assert_same_bits
 from tpde.nn import JITCompressedLinear
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
@@ -50,7 +50,7 @@ def test_output_and_gradients_equal_linear(dtype, bias, with_base, batch):
 
 
 def test_bias_learns_without_input_gradients():
-    linear, layer = make()
+    _, layer = make()
     x = torch.randn(3, 40)
     layer(x).sum().backward()
     assert_same_bits(layer.bias.grad, torch.full((24,), 3.0))
@@ -99,7 +99,7 @@ def test_state_dict_into_a_fresh_module(bias):
     buffer.seek(0)
     state = torch.load(buffer, weights_only=True)
     for assign in (False, True):
-        fresh_linear, fresh = make(bias, seed=2)
+        _, fresh = make(bias, seed=2)
         old_base = fresh.base.clone()
         shared = fresh.base
         assert fresh.data_blob.numel() != layer.data_blob.numel() or not torch.equal(fresh.data_blob, layer.data_blob)
@@ -235,7 +235,7 @@ def test_checkpointed_training_through_it():
 
 
 def test_double_backward():
-    linear, layer = make(dtype=torch.float64)
+    _, layer = make(dtype=torch.float64)
     x = torch.randn(2, 40, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda x: layer(x).pow(2), (x,))
 
@@ -264,7 +264,7 @@ def test_from_files(tmp_path):
 def test_bad_files(tmp_path):
     _, layer = make()
     base, index, blob = layer.save(tmp_path / "fc")
-    save_file({"a": layer.base, "b": layer.base}, tmp_path / "two.safetensors")
+    save_file({"a": layer.base, "b": layer.base.clone()}, tmp_path / "two.safetensors")
     with pytest.raises(tpde.ArgumentError, match="::name"):
         JITCompressedLinear((24, 40), tmp_path / "two.safetensors", index, blob)
     with pytest.raises(tpde.NotFoundError, match="'c'"):
@@ -288,7 +288,7 @@ def test_bad_files(tmp_path):
 
 def test_from_linear_checks_its_arguments():
     linear = nn.Linear(4, 3)
-    with pytest.raises(tpde.ArgumentError, match="nn.Linear"):
+    with pytest.raises(tpde.ArgumentError, match=r"nn.Linear"):
         JITCompressedLinear.from_linear(nn.Conv1d(1, 1, 1))
     with pytest.raises(tpde.ArgumentError, match="base"):
         JITCompressedLinear.from_linear(linear, base=torch.zeros(4, 3))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import assert_same_bits
 
 import tpde
 import tpde.nn  # registers the operators
+from support import assert_same_bits
 from tpde import _ops
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import assert_same_bits, bits
 
 import tpde
+from support import assert_same_bits, bits
 
 # A fourth of the format's size must not go to fixed costs: `pack` adds a manifest and a header per checkpoint.
 REAL = {

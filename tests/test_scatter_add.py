@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import assert_same_bits
 
 import tpde
+from support import assert_same_bits
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -33,13 +33,25 @@ def test_equals_torch(dtype, chunks):
     assert_same_bits(base, before)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64], ids=str)
+def test_integers_wrap_like_torch(dtype):
+    base = torch.arange(200).to(dtype)
+    indices = torch.arange(0, 200, 3)
+    values = (torch.arange(67) * 987654321).to(dtype)
+    assert_same_bits(tpde.scatter_add(base, indices, values), oracle(base, indices, values))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_special_values_equal_torch(dtype):
-    special = torch.tensor([0.0, -0.0, float("inf"), -float("inf"), 1e-7, -1e-40, 6e4, 1.0], dtype=torch.float64).to(dtype)
+    """Bits, but for NaN payloads: torch's vectorised loops and its scalar ones give different ones."""
+    values = [0.0, -0.0, float("inf"), -float("inf"), 1e-7, -1e-40, 6e4, 1.0]
+    special = torch.tensor(values, dtype=torch.float64).to(dtype)
     base = special.repeat_interleave(8)
     values = special.repeat(8)
     indices = torch.arange(64)
-    assert_same_bits(tpde.scatter_add(base, indices, values), oracle(base, indices, values))
+    got, expected = tpde.scatter_add(base, indices, values), oracle(base, indices, values)
+    assert torch.equal(got.isnan(), expected.isnan())
+    assert_same_bits(got[~got.isnan()], expected[~expected.isnan()])
 
 
 def test_unsorted_indices_and_in_place():
@@ -97,5 +109,5 @@ def test_dtypes_are_checked():
         tpde.scatter_add(base, torch.tensor([1], dtype=torch.int32), torch.ones(1))
     with pytest.raises(tpde.ArgumentError, match="float64"):
         tpde.scatter_add(base, torch.tensor([1]), torch.ones(1).double())
-    with pytest.raises(tpde.TpdeError):
-        tpde.scatter_add(base.int(), torch.tensor([1]), torch.ones(1).int())
+    with pytest.raises(tpde.UnsupportedError, match="complex128"):
+        tpde.scatter_add(base.to(torch.complex128), torch.tensor([1]), torch.ones(1).to(torch.complex128))

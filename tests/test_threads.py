@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from support import assert_same_bits, assert_same_tensors, small_checkpoints
 
 import tpde
+from support import assert_same_bits, assert_same_tensors, small_checkpoints
 from tpde.nn import JITCompressedLinear
 
 THREADS = 8

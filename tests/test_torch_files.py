@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import assert_same_tensors, small_checkpoints
 
 import tpde
+from support import assert_same_tensors, small_checkpoints
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin"])
@@ -47,9 +47,9 @@ def test_a_wrapper_without_company_warns_nobody(recwarn):
 
 
 def test_entries_that_are_no_tensors(tmp_path):
-    with pytest.raises(tpde.ArgumentError, match="'step'.*int"):
+    with pytest.raises(tpde.ArgumentError, match=r"'step'.*int"):
         tpde.pack(None, {"w": torch.zeros(2), "step": 3})
-    with pytest.raises(tpde.ArgumentError, match="'step'.*int"):
+    with pytest.raises(tpde.ArgumentError, match=r"'step'.*int"):
         tpde.pack(None, {"model": {"w": torch.zeros(2), "step": 3}})
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(tpde.ArgumentError, match="list"):

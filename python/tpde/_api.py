@@ -51,9 +51,7 @@ class UnpackOptions(TypedDict, total=False):
 
 
 @overload
-def pack(
-    base: Checkpoint | None, target: Checkpoint, out: PathLike, **options: Unpack[PackOptions]
-) -> DeltaReport: ...
+def pack(base: Checkpoint | None, target: Checkpoint, out: PathLike, **options: Unpack[PackOptions]) -> DeltaReport: ...
 @overload
 def pack(
     base: Checkpoint | None, target: Checkpoint, out: None = None, **options: Unpack[PackOptions]

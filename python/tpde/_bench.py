@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,22 +81,20 @@ def measure(
     codecs: Iterable[str] = CODECS,
     workers: Sequence[int] = (1,),
     repeats: int = 5,
-    options: Mapping[str, int] | None = None,
+    num_chunks: int = 0,
 ) -> tuple[list[Line], list[str]]:
     """Returns a line per codec and number of workers and a line per peer, and a note per peer that is not installed.
 
-    options: more keywords of `tpde.encode`.
+    num_chunks: as for `tpde.encode`.
     """
-    lines = [_measure_codec(pairs, codec, n, repeats, options or {}) for codec in codecs for n in workers]
+    lines = [_measure_codec(pairs, codec, n, repeats, num_chunks) for codec in codecs for n in workers]
     peers, notes = _peers.available()
     return lines + [_measure_peer(pairs, peer, repeats) for peer in peers], notes
 
 
-def _measure_codec(
-    pairs: Sequence[Pair], codec: str, workers: int, repeats: int, options: Mapping[str, int]
-) -> Line:
+def _measure_codec(pairs: Sequence[Pair], codec: str, workers: int, repeats: int, num_chunks: int) -> Line:
     def encode(p: Pair) -> tuple[torch.Tensor, torch.Tensor]:
-        return _tensors.encode(p.base, p.target, codec=codec, workers=workers, **options)
+        return _tensors.encode(p.base, p.target, codec=codec, workers=workers, num_chunks=num_chunks)
 
     packed = [encode(p) for p in pairs]
     outputs = [torch.empty_like(p.target) for p in pairs]

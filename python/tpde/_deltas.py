@@ -88,7 +88,8 @@ def save(delta: Mapping[str, torch.Tensor], path: Path) -> None:
 
     if METADATA_KEY not in delta or _MANIFEST_KEY not in delta:
         raise ArgumentError(
-            f"delta: expected a dict that tpde.pack(..., out=None) returned, with {_MANIFEST_KEY!r} and {METADATA_KEY!r}"
+            f"delta: expected a dict that tpde.pack(..., out=None) returned, with {_MANIFEST_KEY!r} "
+            f"and {METADATA_KEY!r}"
         )
     try:
         metadata = json.loads(bytes(delta[METADATA_KEY].cpu().numpy()))

@@ -57,8 +57,12 @@ def require_bytes(value: Any, what: str) -> torch.Tensor:
     return tensor.contiguous()
 
 
+# torch says 0 for the address of an empty tensor, but to the core NULL means "no tensor".
+_NOWHERE = torch.empty(1, dtype=torch.float64)
+
+
 def pointer(tensor: torch.Tensor | None) -> tuple[int, int]:
     """Returns address and size in bytes of a contiguous tensor; (0, 0) for None."""
     if tensor is None:
         return 0, 0
-    return tensor.data_ptr(), tensor.numel() * tensor.element_size()
+    return tensor.data_ptr() or _NOWHERE.data_ptr(), tensor.numel() * tensor.element_size()

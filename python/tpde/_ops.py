@@ -5,8 +5,8 @@ Shape and dtype of a rebuilt tensor are arguments, because they stand inside the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import torch
 
@@ -17,7 +17,7 @@ from tpde._status import ArgumentError, UnsupportedError
 SKIP_BASE_DIGEST = 1
 SKIP_TARGET_DIGEST = 2
 
-_library = torch.library.Library("tpde", "DEF")
+_library: Any = torch.library.Library("tpde", "DEF")  # type: ignore[no-untyped-call]
 _library.define(
     "reconstruct(Tensor? base, Tensor index_map, Tensor data_blob, SymInt[] shape, ScalarType dtype, bool verify=True)"
     " -> Tensor",
@@ -71,10 +71,10 @@ def scatter_add_into(
         *_memory.pointer(dst),
         *_memory.pointer(base),
         _dtypes.number_of(base.dtype),
-        indices.data_ptr(),
-        values.data_ptr(),
+        _memory.pointer(indices)[0],
+        _memory.pointer(values)[0],
         indices.numel(),
-        chunk_map.data_ptr(),
+        _memory.pointer(chunk_map)[0],
         chunk_map.numel() - 1,
     )
 
@@ -101,7 +101,7 @@ def _reconstruct(
     return out
 
 
-@torch.library.register_fake("tpde::reconstruct", lib=_library)
+@torch.library.register_fake("tpde::reconstruct", lib=_library)  # type: ignore[untyped-decorator]
 def _reconstruct_fake(
     base: torch.Tensor | None,
     index_map: torch.Tensor,
@@ -122,7 +122,7 @@ def _scatter_add(
     return out
 
 
-@torch.library.register_fake("tpde::scatter_add", lib=_library)
+@torch.library.register_fake("tpde::scatter_add", lib=_library)  # type: ignore[untyped-decorator]
 def _scatter_add_fake(
     base: torch.Tensor, indices: torch.Tensor, values: torch.Tensor, chunk_map: torch.Tensor
 ) -> torch.Tensor:
@@ -132,8 +132,12 @@ def _scatter_add_fake(
 @torch.library.impl(_library, "reconstruct", "CUDA")
 @torch.library.impl(_library, "scatter_add", "CUDA")
 def _on_cuda(*_: object) -> NoReturn:
-    raise UnsupportedError("this version of tpde rebuilds in host memory only; move the tensors (or the module) with .cpu()")
+    raise UnsupportedError(
+        "this version of tpde rebuilds in host memory only; move the tensors (or the module) with .cpu()"
+    )
 
 
-reconstruct = torch.ops.tpde.reconstruct.default
-scatter_add = torch.ops.tpde.scatter_add.default
+# (base, index_map, data_blob, shape, dtype, verify) -> tensor
+reconstruct: Callable[..., torch.Tensor] = torch.ops.tpde.reconstruct.default
+# (base, indices, values, chunk_map) -> tensor
+scatter_add: Callable[..., torch.Tensor] = torch.ops.tpde.scatter_add.default

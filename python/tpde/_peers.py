@@ -46,7 +46,7 @@ def _zstd_peers() -> list[Peer]:
         raise UnsupportedError("XOR + zstd needs the package zstandard: pip install zstandard") from None
 
     def compress(data: npt.NDArray[Any], level: int) -> bytes:
-        return zstandard.ZstdCompressor(level=level).compress(np.ascontiguousarray(data).data.cast("B"))
+        return zstandard.ZstdCompressor(level=level).compress(np.ascontiguousarray(data).tobytes())
 
     def decompress(frame: bytes) -> bytes:
         return zstandard.ZstdDecompressor().decompress(frame)
@@ -59,7 +59,7 @@ def _zstd_peers() -> list[Peer]:
         out = np.empty((base.size // word_bytes, word_bytes), np.uint8)
         for i, part in enumerate(parts):
             out[:, i] = np.frombuffer(decompress(part), np.uint8)
-        flat = out.reshape(-1)
+        flat: Bytes = out.reshape(-1)
         flat ^= base
         return flat
 
@@ -97,6 +97,7 @@ def _zipnn_peers() -> list[Peer]:
         return [bytes(coder(word_bytes).compress((base ^ target).tobytes()))]
 
     def unpack(base: Bytes, parts: list[bytes], word_bytes: int) -> Bytes:
-        return np.frombuffer(coder(word_bytes).decompress(parts[0]), np.uint8) ^ base
+        out: Bytes = np.frombuffer(coder(word_bytes).decompress(parts[0]), np.uint8) ^ base
+        return out
 
     return [Peer("XOR + ZipNN", pack, unpack)]

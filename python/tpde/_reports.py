@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -121,8 +122,8 @@ class DeltaReport(_Report):
         """Returns the totals in one line."""
         t = self.totals
         line = f"{size(t.target_bytes)} -> {size(t.file_bytes)} (ratio {t.ratio:.2f}): {t.tensors} tensors"
-        parts = (("delta", t.delta), ("new", t.new), ("alias", t.alias), ("unchanged", t.unchanged), ("removed", t.removed))
-        line += "".join(f", {n} {word}" for word, n in parts if n)
+        counts = {name: getattr(t, name) for name in ("delta", "new", "alias", "unchanged", "removed")}
+        line += "".join(f", {count} {name}" for name, count in counts.items() if count)
         if self.seconds:
             line += f"; {self.seconds:.2f} s, {size(t.target_bytes / self.seconds)}/s"
         return line
@@ -130,7 +131,8 @@ class DeltaReport(_Report):
     def __str__(self) -> str:
         rows = [
             (
-                tensor.name, tensor.dtype, "x".join(map(str, tensor.shape)) or "scalar", tensor.kind, tensor.codec or "-",
+                tensor.name, tensor.dtype, "x".join(map(str, tensor.shape)) or "scalar", tensor.kind,
+                tensor.codec or "-",
                 f"{100 * tensor.changed:.2f}" if tensor.kind == "delta" else "-",
                 size(tensor.target_bytes), size(tensor.stored_bytes),
                 "-" if tensor.ratio is None else f"{tensor.ratio:.2f}", str(tensor.chunks),
@@ -195,10 +197,12 @@ def size(count: float) -> str:
     return f"{count:.2f} TB"
 
 
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]], left: int = 1) -> str:
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], left: int = 1) -> str:
     """Returns rows of text under a head; the first `left` columns are aligned left, the others right."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip()
-        for row in (head, *rows)
-    )
+
+    def line(row: tuple[str, ...]) -> str:
+        cells = zip(row, widths, strict=True)
+        return "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(cells)).rstrip()
+
+    return "\n".join(map(line, (head, *rows)))

@@ -110,7 +110,8 @@ def _find_state_dict(loaded: Any, label: str) -> Mapping[str, Any]:
             if left_out:
                 warnings.warn(f"{label}: packing the state dict under {key!r}; left out: {left_out}", stacklevel=4)
             loaded = loaded[key]
-    for name, value in loaded.items():
+    state: Mapping[str, Any] = loaded
+    for name, value in state.items():
         if not isinstance(name, str):
             raise ArgumentError(f"{label}: expected names as keys of the state dict, got {name!r}")
         if not _is_tensor(value):
@@ -118,7 +119,7 @@ def _find_state_dict(loaded: Any, label: str) -> Mapping[str, Any]:
                 f"{label}: entry {name!r} is a {type(value).__name__}, not a tensor, and could not be restored; "
                 "pack a dict without it"
             )
-    return loaded
+    return state
 
 
 def _is_tensor(value: Any) -> bool:

@@ -168,9 +168,10 @@ def scatter_add(
 ) -> torch.Tensor:
     """Returns base with values[i] added at flat element indices[i].
 
-    Equal to `base.flatten().scatter_add_(0, indices, values)` on unique indices, bit for bit.
+    Equal to `base.flatten().scatter_add_(0, indices, values)` on unique indices, bit for bit, but for the payload of
+    a NaN, in which torch's own operators differ from each other.
 
-    base: CPU tensor of a float dtype, any shape. indices: int64 [n], each once; sorted first if they are not
+    base: CPU tensor of any shape, of a float or integer dtype. indices: int64 [n], each once; sorted first if they are not
         increasing. values: [n], of base's dtype.
     chunk_map: int64 [chunks + 1], where each chunk of work starts in indices (`tpde.chunk_map` makes one); it spreads
         the work over cores and does not change the result. None: 64 even chunks.
@@ -202,7 +203,9 @@ def scatter_add(
     if out is None:
         return _ops.scatter_add(base, indices, values, chunk_map)
     if out.dtype != base.dtype or out.shape != base.shape:
-        raise ArgumentError(f"out: expected {base.dtype} of shape {list(base.shape)}, got {out.dtype} {list(out.shape)}")
+        raise ArgumentError(
+            f"out: expected {base.dtype} of shape {list(base.shape)}; got {out.dtype} of shape {list(out.shape)}"
+        )
     _ops.scatter_add_into(out, base, indices, values, chunk_map)
     return out
 
@@ -249,7 +252,7 @@ def save_tensor(
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             with temporary.open("wb") as file:
-                file.write(memoryview(content.numpy()))
+                file.write(content.numpy().data)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -270,6 +273,6 @@ def load_bytes(path: PathLike) -> torch.Tensor:
         raise NotFoundError(f"{path}: no such file")
     out = torch.empty(path.stat().st_size, dtype=torch.uint8)
     with path.open("rb") as file:
-        if file.readinto(memoryview(out.numpy())) != out.numel():
+        if file.readinto(out.numpy().data) != out.numel():
             raise NotFoundError(f"{path}: became shorter while it was read")
     return out

@@ -185,7 +185,7 @@ class JITCompressedLinear(nn.Linear):
                     f"JITCompressedLinear cannot be converted to {changed}: its weight is {self.weight_dtype}, rebuilt "
                     "bit for bit from base and residual; use to_linear() and convert that, or pack a converted weight"
                 )
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def _load_from_state_dict(
@@ -193,27 +193,31 @@ class JITCompressedLinear(nn.Linear):
     ) -> None:
         # Index and blob differ in size from weight to weight, so the stock copy into buffers cannot work. The new
         # buffers are checked first and replace the old ones; nothing is written into a base that layers may share.
-        new = {name: state_dict.get(prefix + name, getattr(self, name)) for name in _BUFFERS}
-        if any(prefix + name in state_dict for name in _BUFFERS) and not any(
-            tensor is not None and tensor.is_meta for tensor in new.values()
-        ):
-            host = {name: None if tensor is None else tensor.detach().cpu() for name, tensor in new.items()}
-            info = _tensors.read_index(host["index_map"])
-            if info.shape != [self.out_features, self.in_features]:
-                raise ArgumentError(
-                    f"{prefix}index_map: expected a weight of shape {[self.out_features, self.in_features]}, "
-                    f"got {info.shape}"
-                )
-            if not info.has_base:
-                new["base"] = host["base"] = None
-            _tensors.reconstruct(**host)
-            self.weight_dtype = info.dtype
-            device = self.index_map.device
-            for name, tensor in new.items():
-                self._buffers[name] = None if tensor is None else torch.empty_like(tensor, device=device)
-                if tensor is not None and prefix + name not in state_dict:
-                    self._buffers[name] = tensor
+        new: dict[str, Tensor | None] = {name: state_dict.get(prefix + name, getattr(self, name)) for name in _BUFFERS}
+        loaded = [name for name in _BUFFERS if prefix + name in state_dict]
+        if loaded and not any(tensor is not None and tensor.is_meta for tensor in new.values()):
+            self._check_buffers(new, prefix)
+            for name in _BUFFERS:
+                tensor = new[name]
+                if name in loaded and tensor is not None:
+                    tensor = torch.empty_like(tensor, device=self.index_map.device)
+                self._buffers[name] = tensor
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+    def _check_buffers(self, new: dict[str, Tensor | None], prefix: str) -> None:
+        """Refuses buffers that do not rebuild a weight of this layer's shape; drops a base that is not needed."""
+        base, index_map, data_blob = (None if t is None else t.detach().cpu() for t in new.values())
+        assert index_map is not None and data_blob is not None  # only a base may be None
+        info = _tensors.read_index(index_map)
+        if info.shape != [self.out_features, self.in_features]:
+            raise ArgumentError(
+                f"{prefix}index_map: expected a weight of shape {[self.out_features, self.in_features]}, "
+                f"got {info.shape}"
+            )
+        if not info.has_base:
+            new["base"] = base = None
+        _tensors.reconstruct(base, index_map, data_blob)  # checks the digests; the result is dropped
+        self.weight_dtype = info.dtype
 
 
 class _RebuildLinear(torch.autograd.Function):

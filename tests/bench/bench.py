@@ -42,8 +42,8 @@ REAL = (
 TIMED_BYTES = 8 << 20
 
 
-def scenarios() -> Iterator[tuple[str, list[Pair], dict[str, int]]]:
-    """Yields title, tensors and encode options."""
+def scenarios() -> Iterator[tuple[str, list[Pair], int]]:
+    """Yields title, tensors and the number of chunks, 0 for the codec's own choice."""
     for title, file, folder, base, target in REAL:
         if (STUDY / f"{file}.safetensors").exists():
             tensors = load_file(STUDY / f"{file}.safetensors")
@@ -55,14 +55,14 @@ def scenarios() -> Iterator[tuple[str, list[Pair], dict[str, int]]]:
         else:
             old, new = (load_file(PIECES / folder / f"{step}.safetensors") for step in (base, target))
             pairs = [Pair(name, old[name], new[name]) for name in old]
-        yield title, pairs, {}
+        yield title, pairs, 0
     for title, rows, columns in (
         ("prototype: 768x2304 fp32, 10% + randn*0.01", 768, 2304),
         ("prototype: 1024x4096 fp32, 10% + randn*0.01", 1024, 4096),
         ("prototype: layer-norm bias 768 fp32", 1, 768),
     ):
-        yield title, [prototype(rows, columns)], {}
-    yield "prototype: 768x2304 fp32, 64 chunks", [prototype(768, 2304)], {"num_chunks": 64}
+        yield title, [prototype(rows, columns)], 0
+    yield "prototype: 768x2304 fp32, 64 chunks", [prototype(768, 2304)], 64
 
 
 def prototype(rows: int, columns: int) -> Pair:
@@ -81,8 +81,10 @@ def enlarge(pairs: list[Pair]) -> list[Pair]:
 
 def environment() -> dict[str, str]:
     """Says what was measured, and on what."""
-    cpu = next((x.split(":", 1)[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), "?")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "?")
+    git = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False)
     versions = {}
     for package in ("torch", "numpy", "zstandard", "zipnn"):
         try:
@@ -120,9 +122,9 @@ def main() -> None:
     about = environment()
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     results = {}
-    for title, pairs, options in scenarios():
+    for title, pairs, num_chunks in scenarios():
         lines, notes = _bench.measure(
-            enlarge(pairs), workers=(1, 2), repeats=2 if arguments.quick else 7, options=options
+            enlarge(pairs), workers=(1, 2), repeats=2 if arguments.quick else 7, num_chunks=num_chunks
         )
         results[title] = [dataclasses.asdict(line) for line in lines]
         print(f"\n### {title}\n" if arguments.markdown else f"\n{title}")

@@ -1,6 +1,6 @@
 """The demo: packs the real deltas in tests/data, rebuilds them, proves it, and compares with XOR + zstd-1.
 
-    make demo        or: python tests/demo/demo.py
+make demo        or: python tests/demo/demo.py
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def main() -> None:
             proof = hashlib.sha256(out.read_bytes()).hexdigest()
             if proof != hashlib.sha256(target.read_bytes()).hexdigest():
                 raise SystemExit(f"{target_name}: the rebuilt file differs from the original")
-            count = target.stat().st_size
-            ratio = count / packed.totals.file_bytes
-            rows.append((what, "tpde", size(count), size(packed.totals.file_bytes), f"{ratio:.2f}", *_speeds(count, pack_s, unpack_s), proof[:16]))
+            count, stored = target.stat().st_size, packed.totals.file_bytes
+            figures = size(count), size(stored), f"{count / stored:.2f}", *_speeds(count, pack_s, unpack_s)
+            rows.append((what, "tpde", *figures, proof[:16]))
             if peer:
                 rows.append((what, "XOR + zstd-1", *_measure_peer(peer, base, target), ""))
     print(table(("delta", "with", "target", "delta size", "ratio", "pack MB/s", "unpack MB/s", "sha256"), rows, left=2))
