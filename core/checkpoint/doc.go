@@ -13,3 +13,8 @@
 //
 // Functions that work on sources may run at the same time on the same ones.
 package checkpoint
+
+import (
+	// A delta says which codecs it needs; all of them have to be there.
+	_ "github.com/tpde-project/tpde/core/codec/all"
+)
