@@ -6,6 +6,7 @@ cache and setuptools' time stamps make that quick when little changed.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -45,11 +46,11 @@ class BuildCore(build_ext):
             raise SystemExit(f"tpde needs Go {wanted} or newer to build: pip install {tpde_build.GO_PACKAGE}")
         out.parent.mkdir(parents=True, exist_ok=True)
         # Under another name first: processes that run the old library keep it.
-        fresh = out.with_name(out.name + ".new").resolve()
+        fresh = out.with_name(f"{out.name}.{os.getpid()}").resolve()
         exports = ROOT / "capi" / "libtpde.map"
         command = [go, "build", "-buildmode=c-shared", "-trimpath", "-buildvcs=false"]
         command += ["-ldflags", f"-s -w '-extldflags=-Wl,--version-script={exports}'", "-o", str(fresh), "./capi"]
-        print(*command, flush=True)
+        self.announce(" ".join(command), level=2)
         if subprocess.run(command, cwd=ROOT, env=tpde_build.go_environment()).returncode != 0:
             raise SystemExit("go build failed")
         fresh.with_suffix(".h").unlink(missing_ok=True)  # cgo's own header; ours is tpde.h

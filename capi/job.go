@@ -92,6 +92,11 @@ func goJobWait(doneBytes, totalBytes *C.uint64_t, h C.tpde_handle, timeoutMS C.u
 
 // wait returns true once the job has ended, false after the timeout.
 func (j *job) wait(timeout time.Duration) bool {
+	select { // a job that has ended is never pending, not even with no time to wait
+	case <-j.done:
+		return true
+	default:
+	}
 	select {
 	case <-j.done:
 		return true
