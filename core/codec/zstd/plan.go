@@ -100,18 +100,23 @@ func (t *tally) add(planes [][]byte, skip int, level codec.Level, w *work) (size
 	return size
 }
 
-// methods chooses a compressor for each plane. Matching is slow, so it must
-// gain something; planes without samples leave it open.
+// methods chooses a compressor for each plane. Matching is several times slower
+// than entropy coding, so it must save some of the whole chunk; planes without
+// samples leave it open.
 func (t *tally) methods(level codec.Level) (out [maxPlanes]method) {
-	least := 100 // one part in that many
+	leastShare := 200
 	if level == codec.LevelFast {
-		least = 20
+		leastShare = 50
+	}
+	total := 0
+	for _, c := range t {
+		total += min(c.entropy, c.matches)
 	}
 	for k, c := range t {
 		switch {
 		case c.entropy == 0:
 			out[k] = both
-		case c.matches < c.entropy-c.entropy/least:
+		case (c.entropy-c.matches)*leastShare > total:
 			out[k] = matches
 		default:
 			out[k] = entropy
