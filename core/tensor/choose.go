@@ -3,11 +3,11 @@ package tensor
 import (
 	"github.com/tpde-project/tpde/core/codec"
 	_ "github.com/tpde-project/tpde/core/codec/all" // registers the codecs
+	"github.com/tpde-project/tpde/core/word"
 )
 
 // A tensor is judged by this many runs of this many words, spread evenly; a
-// tensor that is not larger is looked at whole. The runs are as long as a
-// typical chunk, so that what a chunk costs counts as it will.
+// tensor that is not larger is looked at whole.
 const (
 	sampleRuns     = 4
 	sampleRunWords = 32 << 10
@@ -20,13 +20,14 @@ const recordCost = 9
 // every codec, and takes the one whose trial on the samples is smallest. Ties
 // go to the lower number.
 func chooseEncoder(s source, o Options) (codec.Encoder, codec.ID, error) {
-	samples := sample(s)
+	all := sample(s)
+	w := s.desc.Type.WordBytes()
 	if o.Codec != codec.Auto {
 		c, err := codec.Get(o.Codec)
 		if err != nil {
 			return nil, 0, err
 		}
-		return c.Plan(s.desc.Type, samples, o.Level), c.ID(), nil
+		return c.Plan(s.desc.Type, split(all, sampleRunWords*w), o.Level), c.ID(), nil
 	}
 	var best codec.Encoder
 	var bestID codec.ID
@@ -37,9 +38,11 @@ func chooseEncoder(s source, o Options) (codec.Encoder, codec.ID, error) {
 		if err != nil {
 			return nil, 0, err
 		}
-		enc := c.Plan(s.desc.Type, samples, o.Level)
+		enc := c.Plan(s.desc.Type, split(all, sampleRunWords*w), o.Level)
 		size := len(enc.Tables())
-		for _, b := range samples {
+		// In chunks of the codec's own size, so that what a chunk costs counts
+		// as it will.
+		for _, b := range split(all, enc.ChunkWords()*w) {
 			out, _, err := enc.Encode(buf[:0], b)
 			if err != nil {
 				return nil, 0, err
@@ -54,22 +57,37 @@ func chooseEncoder(s source, o Options) (codec.Encoder, codec.ID, error) {
 	return best, bestID, nil
 }
 
-// sample computes the residual of the sampled runs.
-func sample(s source) []codec.Block {
+// sample returns the sampled runs, one behind the other, as one block.
+func sample(s source) codec.Block {
 	w := uint64(s.desc.Type.WordBytes())
-	words := uint64(len(s.target)) / w
-	runs, runWords := uint64(sampleRuns), uint64(sampleRunWords)
-	if words <= runs*runWords {
-		runs = (words + runWords - 1) / runWords
-	}
-	blocks := make([]codec.Block, 0, runs)
-	for i := range runs {
-		first := i * runWords
-		if words > runs*runWords {
-			first = (words - runWords) / (runs - 1) * i
+	size, run := uint64(len(s.target)), sampleRunWords*w
+	starts := []uint64{0}
+	if size > sampleRuns*run {
+		for i := range uint64(sampleRuns - 1) {
+			starts = append(starts, (size-run)/w*(i+1)/(sampleRuns-1)*w)
 		}
-		b, _ := s.block(new(scratch), first*w, min(first+runWords, words)*w)
-		blocks = append(blocks, b)
+	} else {
+		run = size
 	}
-	return blocks
+	all := codec.Block{Type: s.desc.Type}
+	all.Base = word.Bytes(make([]uint64, (uint64(len(starts))*run+7)/8))[:0]
+	all.Residual = word.Bytes(make([]uint64, (uint64(len(starts))*run+7)/8))[:0]
+	buf := getScratch()
+	defer putScratch(buf)
+	for _, from := range starts {
+		b, _ := s.block(buf, from, from+run)
+		all.Base = append(all.Base, b.Base...)
+		all.Residual = append(all.Residual, b.Residual...)
+	}
+	return all
+}
+
+// split cuts a block into blocks of at most n bytes.
+func split(b codec.Block, n int) []codec.Block {
+	var out []codec.Block
+	for from := 0; from < len(b.Residual); from += n {
+		to := min(from+n, len(b.Residual))
+		out = append(out, codec.Block{Type: b.Type, Base: b.Base[from:to], Residual: b.Residual[from:to]})
+	}
+	return out
 }
