@@ -68,14 +68,17 @@ class BuildCore(build_ext):
 class SourceDistribution(sdist):
     """sdist with the sources of the core, which setuptools does not find by itself."""
 
-    def add_defaults(self) -> None:
-        super().add_defaults()
+    def make_distribution(self) -> None:  # after setuptools has found what it knows of
         for source in SOURCES:
             if (ROOT / source).is_dir():
                 self.filelist.graft(source)
             elif (ROOT / source).exists():
                 self.filelist.append(source)
-        self.filelist.global_exclude("*.so", "*.pyc")
+        for built in ("*.so", "*.pyc"):
+            self.filelist.global_exclude(built)
+        self.filelist.sort()
+        self.filelist.remove_duplicates()
+        super().make_distribution()
 
 
 setup(

@@ -1,4 +1,4 @@
-"""The binding: tpde.h with integers for pointers, and failures as exceptions. What the core computes is tested elsewhere."""
+"""The binding: tpde.h with integers for pointers, and failures as exceptions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def address(array: np.ndarray) -> tuple[int, int]:
 
 
 def encode(base: np.ndarray | None, target: np.ndarray, **options: int) -> tuple[np.ndarray, np.ndarray]:
-    handle = core().encode(*(address(base) if base is not None else (0, 0)), *address(target), F32, target.shape, **options)
+    handle = core().encode(
+        *(address(base) if base is not None else (0, 0)), *address(target), F32, target.shape, **options
+    )
     sizes = core().encoded_bytes(handle)
     index, blob = (np.empty(n, np.uint8) for n in sizes)
     core().encoded_copy(*address(index), *address(blob), handle)
@@ -91,7 +93,9 @@ def test_scatter_add():
     indices, values = np.array([1, 8]), np.array([100, 200])
     starts = np.array([0, 1, 2])
     out = np.empty_like(base)
-    core().scatter_add(*address(out), *address(base), I64, indices.ctypes.data, values.ctypes.data, 2, starts.ctypes.data, 2)
+    core().scatter_add(
+        *address(out), *address(base), I64, indices.ctypes.data, values.ctypes.data, 2, starts.ctypes.data, 2
+    )
     assert out.tolist() == [0, 101, 2, 3, 4, 5, 6, 7, 208, 9]
 
 
@@ -101,7 +105,7 @@ def test_failures_are_the_exceptions_of_their_status(arrays, tmp_path):
     out = np.empty_like(base)
     with pytest.raises(_status.ChecksumError, match="chunk 0"):
         core().reconstruct(*address(out), *address(base), *address(index), *address(blob ^ 1))
-    with pytest.raises(_status.BaseMismatchError, match="[0-9a-f]{32}.*[0-9a-f]{32}"):
+    with pytest.raises(_status.BaseMismatchError, match=r"[0-9a-f]{32}.*[0-9a-f]{32}"):
         core().reconstruct(*address(out), *address(target), *address(index), *address(blob))
     with pytest.raises(_status.ShortBufferError, match="dst"):
         core().reconstruct(out.ctypes.data, out.nbytes - 1, *address(base), *address(index), *address(blob))
@@ -232,24 +236,32 @@ def test_functions_before_load_say_so(python):
 
 def test_load_refuses_what_is_not_the_core(python, tmp_path):
     (tmp_path / "text.so").write_text("no library")
-    result = python(
-        "import ctypes.util\nfrom tpde import _binding, UnsupportedError, VersionError\n"
-        "for name, expected in (('text.so', UnsupportedError), ('./none.so', UnsupportedError), ('libm.so.6', VersionError)):\n"
-        "    try:\n        _binding.load(name)\n"
-        "    except expected as error:\n        assert name.strip('./') in str(error), error\n"
-        "    else:\n        raise SystemExit(name)\n"
-    )
+    result = python("""
+from tpde import _binding, UnsupportedError, VersionError
+others = {"./text.so": UnsupportedError, "./none.so": UnsupportedError, "libm.so.6": VersionError}
+for name, expected in others.items():
+    try:
+        _binding.load(name)
+    except expected as error:
+        assert name in str(error), error
+    else:
+        raise SystemExit(name)
+""")
     assert result.returncode == 0, result.stderr
 
 
 def test_library_that_is_missing(python):
-    result = python(
-        "import tpde, pathlib\nfrom tpde import _core\n"
-        "_core.LIBRARY = pathlib.Path('/nonexistent/libtpde.so')\n"
-        "try:\n    _core.core()\n"
-        "except tpde.NotFoundError as error:\n    assert '/nonexistent/libtpde.so' in str(error) and 'make build' in str(error)\n"
-        "else:\n    raise SystemExit('no error')\n"
-    )
+    result = python("""
+import pathlib, tpde
+from tpde import _core
+_core.LIBRARY = pathlib.Path("/nonexistent/libtpde.so")
+try:
+    _core.core()
+except tpde.NotFoundError as error:
+    assert "/nonexistent/libtpde.so" in str(error) and "make build" in str(error)
+else:
+    raise SystemExit("no error")
+""")
     assert result.returncode == 0, result.stderr
 
 

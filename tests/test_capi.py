@@ -1,4 +1,4 @@
-"""The C ABI: a C program that uses tpde.h alone, and what header, library, status table and Python say of each other."""
+"""The C ABI: a C program that uses tpde.h alone, and whether header, library, statuses and Python agree."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def _load() -> ModuleType:
     try:
         from tpde import _binding as binding
     except ImportError as error:
-        raise NotFoundError(f"the compiled module tpde._binding cannot be imported ({error}): reinstall tpde") from error
+        raise NotFoundError(f"tpde._binding cannot be imported ({error}): reinstall tpde") from error
     binding.load(LIBRARY)
     _binding = binding
     return binding
