@@ -41,10 +41,10 @@ const char *tpde_cuda_name(size_t i) { return i < kFunctions ? functions[i].name
 void **tpde_cuda_slot(tpde_cuda *table, size_t i) { return (void **)((char *)table + functions[i].offset); }
 
 int tpde_cuda_launch(const tpde_cuda *cu, uintptr_t function, unsigned blocks, unsigned threads, unsigned shared_bytes,
-                     uintptr_t stream, void *argument) {
-  void *parameters[] = {argument};
-  return cu->cuLaunchKernel((void *)function, blocks, 1, 1, threads, 1, 1, shared_bytes, (void *)stream, parameters,
-                            NULL);
+                     uintptr_t stream, void *arguments, size_t bytes) {
+  // CU_LAUNCH_PARAM_BUFFER_POINTER, CU_LAUNCH_PARAM_BUFFER_SIZE, CU_LAUNCH_PARAM_END
+  void *extra[] = {(void *)1, arguments, (void *)2, &bytes, (void *)0};
+  return cu->cuLaunchKernel((void *)function, blocks, 1, 1, threads, 1, 1, shared_bytes, (void *)stream, NULL, extra);
 }
 
 int tpde_cuda_init(const tpde_cuda *cu) { return cu->cuInit(0); }

@@ -44,10 +44,10 @@ typedef struct {
 const char *tpde_cuda_name(size_t i);
 void **tpde_cuda_slot(tpde_cuda *table, size_t i);
 
-// One kernel launch on a grid of one dimension. The kernel takes one argument,
-// passed by value from `argument`.
+// One kernel launch on a grid of one dimension. The kernel's arguments lie one
+// behind the other in `arguments`, each aligned to its size; they are copied.
 int tpde_cuda_launch(const tpde_cuda *cu, uintptr_t function, unsigned blocks, unsigned threads, unsigned shared_bytes,
-                     uintptr_t stream, void *argument);
+                     uintptr_t stream, void *arguments, size_t bytes);
 
 // The others, with handles as integers: they are addresses, but not Go's.
 int tpde_cuda_init(const tpde_cuda *cu);

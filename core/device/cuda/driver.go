@@ -149,7 +149,8 @@ func (d *Driver) AllowShared(f Function, n int) error {
 	return d.check("cuFuncSetAttribute", C.tpde_cuda_function_attribute(d.calls, C.uintptr_t(f), maxDynamicSharedBytes, C.int(n)))
 }
 
-// Launch starts a kernel of one argument, passed by value from argument.
-func (d *Driver) Launch(f Function, blocks, threads, sharedBytes uint32, s Stream, argument unsafe.Pointer) error {
-	return d.check("cuLaunchKernel", C.tpde_cuda_launch(d.calls, C.uintptr_t(f), C.uint(blocks), C.uint(threads), C.uint(sharedBytes), C.uintptr_t(s), argument))
+// Launch starts a kernel whose arguments lie one behind the other in the given
+// bytes, each aligned to its size. They are copied.
+func (d *Driver) Launch(f Function, blocks, threads, sharedBytes uint32, s Stream, arguments unsafe.Pointer, bytes uintptr) error {
+	return d.check("cuLaunchKernel", C.tpde_cuda_launch(d.calls, C.uintptr_t(f), C.uint(blocks), C.uint(threads), C.uint(sharedBytes), C.uintptr_t(s), arguments, C.size_t(bytes)))
 }
