@@ -122,7 +122,12 @@ func scaleOf(s *Scheme, least, greatest float32, top int32) float32 {
 // are integers below 256.
 func nearest(v, lo, hi float32) int32 {
 	const units = 3 << 22 // numbers of this magnitude have no fraction
-	v = min(max(v, lo), hi)
+	if v < lo {           // not min and max: NaN and -0 need no care here
+		v = lo
+	}
+	if v > hi {
+		v = hi
+	}
 	return int32(float32(v+units) - units)
 }
 

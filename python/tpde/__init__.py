@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         save_tensor,
         scatter_add,
     )
+    from tpde.quant import QuantizedTensor, quantize
 
     __version__: str
 
@@ -68,6 +69,7 @@ _HOMES = {
         "save_tensor",
         "scatter_add",
     ),
+    "quant": ("QuantizedTensor", "quantize"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -87,6 +89,7 @@ __all__ = [
     "InternalError",
     "LimitError",
     "NotFoundError",
+    "QuantizedTensor",
     "ReadWriteError",
     "ShortBufferError",
     "TargetMismatchError",
@@ -104,6 +107,7 @@ __all__ = [
     "nn",
     "pack",
     "pack_chain",
+    "quantize",
     "read_index",
     "reconstruct",
     "save_tensor",
