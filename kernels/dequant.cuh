@@ -22,7 +22,7 @@ struct QuantBase {
   const u8* zero;     // global memory; null: the middle of the codes
   u64 elems;          // of the tensor
   u64 packed_bytes;
-  u64 group;          // elements that share a scale, at least 2
+  u64 group;          // elements that share a scale, at least 8
   u64 magic;          // floor(2^64 / group) + 1
   u8 kind;
   u8 bits;
@@ -163,6 +163,12 @@ TPDE_FN float value(const QuantBase& q, u32 code, const GroupScale& g) {
   return kKind == kInt8Rows ? multiply(v, float_of(0x3c010204)) : v;
 }
 
+// Code j of what was fetched.
+template <u32 kBits>
+TPDE_FN u32 code_of(const u32* codes, u32 j) {
+  return codes[j * kBits / 32] >> (j * kBits % 32) & ((1u << kBits) - 1);
+}
+
 // Sixteen bytes of words of type kTarget, from element `first` on: 8 of F16
 // and BF16, 4 of F32. Words behind element first + count - 1 are undefined;
 // first + count is at most q.elems and count at least 1.
@@ -203,21 +209,11 @@ TPDE_FN Group dequant_group(const QuantBase& q, u64 first, u32 count) {
   float v[8];
   if (left >= count) {
 #pragma unroll
-    for (u32 j = 0; j < n; j++) {
-      u32 code = codes[j * kBits / 32] >> (j * kBits % 32) & ((1u << kBits) - 1);
-      v[j] = value<kKind>(q, code, g);
-    }
-  } else {
+    for (u32 j = 0; j < n; j++) v[j] = value<kKind>(q, code_of<kBits>(codes, j), g);
+  } else {  // a group has n elements at least: there are two
+    GroupScale next = group_scale<kKind, kBits>(q, group + 1);
 #pragma unroll
-    for (u32 j = 0; j < n; j++) {
-      if (left == 0 && j < count) {
-        g = group_scale<kKind, kBits>(q, ++group);
-        left = q.group;
-      }
-      left--;
-      u32 code = codes[j * kBits / 32] >> (j * kBits % 32) & ((1u << kBits) - 1);
-      v[j] = value<kKind>(q, code, g);
-    }
+    for (u32 j = 0; j < n; j++) v[j] = value<kKind>(q, code_of<kBits>(codes, j), j < left ? g : next);
   }
   Group out;
 #pragma unroll

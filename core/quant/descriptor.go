@@ -35,7 +35,7 @@ func (s *Scheme) Descriptor(p Pointers, n uint64) ([DescriptorBytes]byte, error)
 		shift = 0xFF
 	}
 	// floor(2^64 / Group) + 1: the upper half of its product with i is
-	// i / Group or one more. Group is at least 2.
+	// i / Group or one more.
 	magic, _ := bits.Div64(1, 0, s.Group)
 	le := binary.LittleEndian
 	le.PutUint64(b[0:], p.Packed)

@@ -22,6 +22,10 @@ const (
 	Int8Rows Kind = 3
 )
 
+// minGroup lets the 16 bytes of words that a GPU thread writes at once meet no
+// more than two groups.
+const minGroup = 8
+
 // NF4 is the code book of bitsandbytes' NormalFloat4 (nf4_dequantization_lut
 // in its csrc/kernels.cu).
 var NF4 = [16]float32{
@@ -51,8 +55,8 @@ type Data struct {
 
 // Validate reports what is wrong with s.
 func (s *Scheme) Validate() error {
-	if s.Group < 2 {
-		return status.Errorf(status.ErrArgument, "a group has %d elements, expected at least 2", s.Group)
+	if s.Group < minGroup {
+		return status.Errorf(status.ErrArgument, "a group has %d elements, expected at least %d", s.Group, minGroup)
 	}
 	if s.Zero && s.Kind != Linear {
 		return status.Errorf(status.ErrArgument, "zero points belong to linear codes only")

@@ -29,6 +29,7 @@ NF4 = (
 DESCRIPTOR_BYTES = 128
 
 _TARGETS = (torch.float32, torch.float16, torch.bfloat16)
+_MIN_GROUP = 8
 _OVER_127 = 7.874015718698502e-3
 # Elements that are worked on at once: temporary memory is about 20 bytes for each.
 _PIECE = 1 << 22
@@ -122,8 +123,8 @@ def quantize(
     """Quantises a weight, so that it can serve as a base.
 
     weight: float32, float16 or bfloat16, any shape and device. Elements that are NaN or infinite become 0.
-    bits: 2, 3, 4 or 8. group_size: consecutive elements that share a scale; usually a power of two from 32 to 256, or
-        weight.shape[-1] for one scale per row; the last group may be shorter.
+    bits: 2, 3, 4 or 8. group_size: consecutive elements that share a scale, at least 8; usually a power of
+        two from 32 to 256, or weight.shape[-1] for one scale per row; the last group may be shorter.
     symmetric: False stores a zero point per group, for groups that are not centred on 0.
     scale_dtype: float32, float16 or bfloat16.
 
@@ -137,8 +138,7 @@ def quantize(
         raise ArgumentError(f"bits: expected 2, 3, 4 or 8, got {bits}")
     if scale_dtype not in _TARGETS:
         raise ArgumentError(f"scale_dtype: expected one of {_names(_TARGETS)}, got {scale_dtype}")
-    if group_size < 2:
-        raise ArgumentError(f"group_size: expected at least 2, got {group_size}")
+    _require_group(group_size)
     flat = weight.reshape(-1)
     n = flat.numel()
     groups = -(-n // group_size)
@@ -197,7 +197,7 @@ def from_bitsandbytes_int8(CB: torch.Tensor, SCB: torch.Tensor, dtype: torch.dty
     """Takes over an 8-bit weight of bitsandbytes (LLM.int8()), without copying the codes.
 
     CB: int8, row-major, `weight.CB` or `weight.data`. SCB: float32, the absolute maximum of each row. dtype: of the
-    result.
+    result. Rows have at least 8 elements.
 
     The value is `(q * SCB) * 7.874015718698502e-3` in float32, rounded to dtype: int8_vectorwise_dequant in
     bitsandbytes' functional.py and _ops.py. Raises ArgumentError.
@@ -206,7 +206,6 @@ def from_bitsandbytes_int8(CB: torch.Tensor, SCB: torch.Tensor, dtype: torch.dty
     if CB.dtype is not torch.int8 or CB.dim() == 0:
         raise ArgumentError(f"CB: expected int8 of at least one dimension, got {CB.dtype} of shape {list(CB.shape)}")
     packed = CB.contiguous().reshape(-1).view(torch.uint8)
-    # A row of one element cannot be a group (at least 2); nobody quantises such a weight.
     return QuantizedTensor(packed, _statistics(SCB, "SCB"), None, 8, CB.shape[-1], tuple(CB.shape), dtype, "int8_rows")
 
 
@@ -216,8 +215,7 @@ def _check(q: QuantizedTensor) -> None:
         raise ArgumentError(f"kind: expected one of {', '.join(KINDS)}, got {q.kind!r}")
     if q.dtype not in _TARGETS:
         raise UnsupportedError(f"dtype: {q.dtype} cannot be quantised; expected one of {_names(_TARGETS)}")
-    if q.group_size < 2:
-        raise ArgumentError(f"group_size: expected at least 2, got {q.group_size}")
+    _require_group(q.group_size)
     allowed = {"linear": (2, 3, 4, 8), "codebook": (4,), "int8_rows": (8,)}[q.kind]
     if q.bits not in allowed:
         raise ArgumentError(f"bits: expected one of {allowed} for kind {q.kind}, got {q.bits}")
@@ -245,6 +243,11 @@ def _require(t: torch.Tensor, what: str, dtypes: tuple[torch.dtype, ...], n: int
         )
     if t.device != device:
         raise ArgumentError(f"{what}: is on {t.device}, the codes are on {device}")
+
+
+def _require_group(size: int) -> None:
+    if not _MIN_GROUP <= size < 1 << 64:
+        raise ArgumentError(f"group_size: expected {_MIN_GROUP} to 2^64 - 1 elements, got {size}")
 
 
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:

@@ -92,7 +92,7 @@ for bits in (2, 3, 4, 8):
         add(1, bits, 32, 32 * 21 + 13, scale_type, with_zero=bits == 3)
     add(1, bits, 37, 37 * 23 + 5, "F32", with_zero=True)
     add(1, bits, 1536, 1536 + 700, "BF16")
-    add(1, bits, 2, 45, "F16", with_zero=True)
+    add(1, bits, 8, 45, "F16", with_zero=True)
     add(1, bits, 64, 1, "F32")
 add(2, 4, 64, 64 * 22, "F32")
 add(2, 4, 64, 64 * 21 + 31, "F32")

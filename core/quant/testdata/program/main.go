@@ -1,10 +1,12 @@
 // Command program quantises a file of words and writes codes, scales, zero
-// points and what they are worth: what tests/test_quant.py compares with torch.
+// points, what they are worth, and the descriptor but for its pointers: what
+// tests/test_quant.py compares with torch.
 //
 //	program SOURCE DTYPE BITS GROUP SCALE ZERO(0|1) OUT
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -58,6 +60,14 @@ func run(args []string) error {
 	if err := quant.Dequantize(ctx, dst, t, &s, &d, 0); err != nil {
 		return err
 	}
-	out := append(append(append(d.Packed, d.Scale...), d.Zero...), dst...)
+	p := quant.Pointers{Packed: 4, Scale: 4}
+	if s.Zero {
+		p.Zero = 4
+	}
+	descriptor, err := s.Descriptor(p, n)
+	if err != nil {
+		return err
+	}
+	out := bytes.Join([][]byte{d.Packed, d.Scale, d.Zero, dst, descriptor[24:]}, nil)
 	return os.WriteFile(args[6], out, 0o644)
 }
