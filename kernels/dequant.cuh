@@ -163,6 +163,21 @@ TPDE_FN float value(const QuantBase& q, u32 code, const GroupScale& g) {
   return kKind == kInt8Rows ? multiply(v, float_of(0x3c010204)) : v;
 }
 
+// The group of an element, and how many elements of it come before.
+TPDE_FN u64 group_of(const QuantBase& q, u64 elem, u64& inside) {
+  if (q.shift != 255) {
+    inside = elem & (q.group - 1);
+    return elem >> q.shift;
+  }
+  u64 group = multiply_high(elem, q.magic);
+  inside = elem - group * q.group;
+  if (inside >> 63) {  // the quotient is one too large; elem is below 2^63
+    group--;
+    inside += q.group;
+  }
+  return group;
+}
+
 // Code j of what was fetched.
 template <u32 kBits>
 TPDE_FN u32 code_of(const u32* codes, u32 j) {
@@ -190,19 +205,7 @@ TPDE_FN Group dequant_group(const QuantBase& q, u64 first, u32 count) {
     codes[0] = a >> shift;
   }
 
-  // The group, and how many elements are left of it.
-  u64 group, inside;
-  if (q.shift != 255) {
-    group = first >> q.shift;
-    inside = first & (q.group - 1);
-  } else {
-    group = multiply_high(first, q.magic);
-    inside = first - group * q.group;
-    if (inside >> 63) {  // the quotient was one too large
-      group--;
-      inside += q.group;
-    }
-  }
+  u64 inside, group = group_of(q, first, inside);
   u64 left = q.group - inside;
   GroupScale g = group_scale<kKind, kBits>(q, group);
 

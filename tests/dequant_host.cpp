@@ -17,3 +17,8 @@ extern "C" void dequant(unsigned char* dst, const quant::QuantBase* q, unsigned 
   if (target == quant::kF16) run<quant::kF16>(dst, *q, first, count);
   if (target == quant::kBF16) run<quant::kBF16>(dst, *q, first, count);
 }
+
+extern "C" unsigned long long group_of(const quant::QuantBase* q, u64 elem) {
+  u64 inside, group = quant::group_of(*q, elem, inside);
+  return inside == elem - group * q->group ? group : ~0ull;
+}

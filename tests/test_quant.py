@@ -11,7 +11,6 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -64,40 +63,47 @@ def test_subnormals_are_kept_where_torch_flushes_them() -> None:
 
 
 @pytest.fixture(scope="module")
-def on_host(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., torch.Tensor]:
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """kernels/dequant.cuh, compiled by g++."""
-    library = tmp_path_factory.mktemp("dequant") / "dequant.so"
+    path = tmp_path_factory.mktemp("dequant") / "dequant.so"
     subprocess.run(
         ["g++", "-std=c++17", "-O2", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function", "-shared", "-fPIC",
-         f"-I{KERNELS}", str(Path(__file__).parent / "dequant_host.cpp"), "-o", str(library)], check=True,
+         f"-I{KERNELS}", str(Path(__file__).parent / "dequant_host.cpp"), "-o", str(path)], check=True,
     )  # fmt: skip
-    function = ctypes.CDLL(str(library)).dequant
-    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint64, ctypes.c_uint64]
-
-    def run(q: quant.QuantizedTensor, first: int, count: int) -> torch.Tensor:
-        out = torch.empty(count, dtype=q.dtype)
-        descriptor = ctypes.create_string_buffer(q.descriptor(), quant.DESCRIPTOR_BYTES)
-        function(out.data_ptr(), descriptor, NUMBERS[q.dtype], first, count)
-        return out
-
-    return run
+    library = ctypes.CDLL(str(path))
+    library.dequant.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint64, ctypes.c_uint64]
+    library.group_of.argtypes = [ctypes.c_void_p, ctypes.c_uint64]
+    library.group_of.restype = ctypes.c_uint64
+    return library
 
 
-def test_kernel_code_computes_the_reference(on_host: Callable[..., torch.Tensor]) -> None:
+def on_host(library: ctypes.CDLL, q: quant.QuantizedTensor, first: int, count: int) -> torch.Tensor:
+    out = torch.empty(count, dtype=q.dtype)
+    descriptor = ctypes.create_string_buffer(q.descriptor(), quant.DESCRIPTOR_BYTES)
+    library.dequant(out.data_ptr(), descriptor, NUMBERS[q.dtype], first, count)
+    return out
+
+
+def test_kernel_code_computes_the_reference(library: ctypes.CDLL) -> None:
     rng = np.random.default_rng(1)
     for q, expected in reference():
         n = q.numel()
-        assert_same_bits(on_host(q, 0, n), expected)
+        assert_same_bits(on_host(library, q, 0, n), expected)
         for first in rng.integers(0, n, 20).tolist():  # from any element on, across any boundary
-            assert_same_bits(on_host(q, first, n - first), expected[first:])
+            assert_same_bits(on_host(library, q, first, n - first), expected[first:])
 
 
-def test_kernel_code_divides_by_any_group(on_host: Callable[..., torch.Tensor]) -> None:
-    """The group comes from a product with a rounded reciprocal: many sizes, all elements."""
-    n = 3000
-    for group in [8, 9, 10, 11, 13, 15, 31, 33, 100, 641, 999, 1000, 2999, 3000, 3001, 1 << 40, (1 << 63) + 1]:
-        q = tpde.quantize(torch.linspace(-1, 1, n), bits=8, group_size=group, scale_dtype=torch.float32)
-        assert_same_bits(on_host(q, 0, n), q.dequantize())
+def test_kernel_code_divides_by_any_group(library: ctypes.CDLL) -> None:
+    """The group comes from a product with a rounded reciprocal, which is one too large now and then."""
+    rng = np.random.default_rng(2)
+    groups = [8, 9, 10, 11, 13, 15, 31, 33, 641, 999, 11008, 14336, 1 << 20, (1 << 32) - 1, (1 << 32) + 1, 3 << 40]
+    for group in [*groups, (1 << 62) - 1, (1 << 63) + 1, *rng.integers(8, 1 << 40, 50).tolist()]:
+        q = tpde.quantize(torch.zeros(8), group_size=group)
+        descriptor = ctypes.create_string_buffer(q.descriptor(), quant.DESCRIPTOR_BYTES)
+        elements = rng.integers(0, 1 << 63, 200).tolist()
+        multiples = [e // group * group for e in elements]
+        for element in [*elements, *multiples, *(m - 1 for m in multiples if m), 0, 1, 7, (1 << 63) - 1]:
+            assert library.group_of(descriptor, element) == element // group, (group, element)
 
 
 # ---- quantize ----------------------------------------------------------------
