@@ -45,10 +45,17 @@ type Driver struct {
 var lazy dl.Lazy[Driver]
 
 // Open loads and initialises the driver, once.
-func Open() (*Driver, error) { return lazy.Get(open) }
+func Open() (*Driver, error) { return lazy.Get(func() (*Driver, error) { return open(&library) }) }
 
-func open() (*Driver, error) {
-	handle, err := library.Open()
+// OpenFile loads a driver from a file, for tests without a GPU.
+func OpenFile(path string) (*Driver, error) {
+	l := library
+	l.Files = []string{path}
+	return open(&l)
+}
+
+func open(l *dl.Library) (*Driver, error) {
+	handle, err := l.Open()
 	if err != nil {
 		return nil, err
 	}

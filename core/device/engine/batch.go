@@ -60,10 +60,9 @@ func groupOne(jobs []Job, k kernelID, kernel func(*Job) kernelID, b *batch, laun
 		if j.empty() || kernel(j) != k {
 			continue
 		}
-		per := k.launch().chunksPerBlock
-		need := (j.P.chunks()-1)/per + 1
+		need := uint32(k.blocks(uint64(j.P.chunks()), 0))
 		if need > maxBlocks {
-			return status.Errorf(status.ErrLimit, "item %d has %d chunks, expected at most %d for a launch", i, j.P.chunks(), uint64(maxBlocks)*uint64(per))
+			return status.Errorf(status.ErrLimit, "item %d has %d chunks, which take %d thread blocks, expected at most %d", i, j.P.chunks(), need, maxBlocks)
 		}
 		if b.items == maxItems || blocks > maxBlocks-need {
 			if err := launch(k, b, blocks); err != nil {

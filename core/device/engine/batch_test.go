@@ -2,7 +2,6 @@ package engine
 
 import (
 	"errors"
-	"fmt"
 	"slices"
 	"testing"
 
@@ -31,7 +30,7 @@ func TestGroup(t *testing.T) {
 		}
 	}
 	blocksOf := func(p *Prepared) uint32 {
-		per := p.kernel.launch().chunksPerBlock
+		per := p.kernel.launch().share
 		return (p.chunks() + per - 1) / per
 	}
 	type launched struct {
@@ -160,6 +159,8 @@ func TestScatterCheck(t *testing.T) {
 		{"null bad", func(s *Scatter) { s.Bad = 0 }, status.ErrArgument},
 		{"indices off 8", func(s *Scatter) { s.Indices += 4 }, status.ErrArgument},
 		{"values off word", func(s *Scatter) { s.Values++ }, status.ErrArgument},
+		{"naive in place", func(s *Scatter) { s.Base, s.Naive = s.Dst, true }, nil},
+		{"naive out of place", func(s *Scatter) { s.Naive = true }, status.ErrArgument},
 		{"overlap", func(s *Scatter) { s.Base = s.Dst + 2 }, status.ErrArgument},
 		{"more deltas than elements", func(s *Scatter) { s.Deltas = 1001 }, status.ErrArgument},
 	} {
@@ -169,9 +170,20 @@ func TestScatterCheck(t *testing.T) {
 			t.Errorf("%s: %v, expected %v", c.what, err, c.want)
 		}
 	}
-	for _, c := range [][3]uint64{{0, 256, 0}, {1, 256, 1}, {256, 256, 1}, {257, 256, 2}} {
-		if got := blocksFor(c[0], c[1]); got != c[2] {
-			t.Error(fmt.Sprint(c, got))
+}
+
+func TestBlocks(t *testing.T) {
+	tile := uint64(newKernelID(scatterAdd, 0).launch().share)
+	for _, c := range []struct {
+		k               kernelID
+		n, word, expect uint64
+	}{
+		{newKernelID(scatterAddNaive, 0), 0, 4, 0}, {newKernelID(scatterAddNaive, 0), 1, 4, 1},
+		{newKernelID(scatterAddNaive, 0), 256, 4, 1}, {newKernelID(scatterAddNaive, 0), 257, 8, 2},
+		{newKernelID(scatterAdd, 0), tile / 2, 2, 1}, {newKernelID(scatterAdd, 0), tile/2 + 1, 2, 2}, {newKernelID(scatterAdd, 0), tile, 8, 8},
+	} {
+		if got := c.k.blocks(c.n, c.word); got != c.expect {
+			t.Errorf("%s: %d blocks for %d of %d bytes, expected %d", c.k.name(), got, c.n, c.word, c.expect)
 		}
 	}
 }

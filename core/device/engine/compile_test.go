@@ -52,16 +52,19 @@ func TestEveryKernelIsRegistered(t *testing.T) {
 }
 
 func TestParseShape(t *testing.T) {
-	got, err := parseShape("// x.cu - y\n//\n// launch: threads=128 chunks_per_block=4\n#include\n")
-	if err != nil || got != (shape{128, 4}) {
-		t.Errorf("got %v, %v", got, err)
+	const two = "// x.cu - y\n//\n// launch: threads=128 chunks_per_block=4\nvoid one(Batch b)\n" +
+		"// launch: threads=256 elements_per_block=16384/sizeof(Bits)\nvoid two(u32 x)\n"
+	for name, want := range map[string]shape{"one": {128, 4, false}, "two": {256, 16384, true}} {
+		if got, err := parseShape(two, name, map[string]string{"one": "chunks", "two": "elements"}[name]); err != nil || got != want {
+			t.Errorf("%s: got %v, %v, expected %v", name, got, err, want)
+		}
 	}
 	for _, bad := range []string{
-		"", "// launch: threads=0 chunks_per_block=4", "// launch: threads=2048 chunks_per_block=4",
-		"// launch: threads=128 chunks_per_block=0", "// launch: threads=128",
-		"// launch: threads=128 chunks_per_block=4\n// launch: threads=128 chunks_per_block=4",
+		"", "void one(", "// launch: threads=0 chunks_per_block=4\nvoid one(", "// launch: threads=2048 chunks_per_block=4\nvoid one(",
+		"// launch: threads=128 chunks_per_block=0\nvoid one(", "// launch: threads=128\nvoid one(",
+		"// launch: threads=128 elements_per_block=4\nvoid one(", "void one(\n// launch: threads=128 chunks_per_block=4\n",
 	} {
-		if got, err := parseShape(bad); err == nil {
+		if got, err := parseShape(bad, "one", "chunks"); err == nil {
 			t.Errorf("%q gives %v", bad, got)
 		}
 	}

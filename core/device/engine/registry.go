@@ -23,21 +23,23 @@ const (
 	crc32cCheck
 	scatterAdd
 	scatterAddInPlace
+	scatterAddNaive
 )
 
-// entries says where each entry point is and how it is compiled: once for each
-// of its variants, which are the macros defined. Those that take a Batch state
-// their launch shape in the source: "launch: threads=T chunks_per_block=C".
+// entries says where each entry point is, how it is compiled, once for each of
+// its variants, which are the macros defined, and in what its source states
+// how much a thread block does.
 var entries = [...]struct {
 	file, name string
 	variants   []string
-	batched    bool
+	unit       string
 }{
-	eliasDecode:       {"elias.cu", "elias_decode", decodeVariants, true},
-	rawDecode:         {"raw.cu", "raw_decode", decodeVariants, true},
-	crc32cCheck:       {"crc32c.cu", "crc32c_check", []string{""}, true},
-	scatterAdd:        {"scatter.cu", "scatter_add", scatterVariants, false},
-	scatterAddInPlace: {"scatter.cu", "scatter_add_in_place", scatterVariants, false},
+	eliasDecode:       {"elias.cu", "elias_decode", decodeVariants, "chunks"},
+	rawDecode:         {"raw.cu", "raw_decode", decodeVariants, "chunks"},
+	crc32cCheck:       {"crc32c.cu", "crc32c_check", []string{""}, "chunks"},
+	scatterAdd:        {"scatter.cu", "scatter_add", scatterVariants, "elements"},
+	scatterAddInPlace: {"scatter.cu", "scatter_add_in_place", scatterVariants, "deltas"},
+	scatterAddNaive:   {"scatter.cu", "scatter_add_naive", scatterVariants, "deltas"},
 }
 
 var (
@@ -96,9 +98,22 @@ func decodeVariant(t dtype.Type, kind residual.Kind) (int, error) {
 // arithmetic numbers the dtypes that GPUs add. Words of C64 are floats.
 var arithmetic = map[dtype.Type]int{dtype.F16: 0, dtype.BF16: 1, dtype.F32: 2, dtype.C64: 2, dtype.F64: 3}
 
-// shape is how the thread blocks of a batched kernel are cut.
+// shape is how the work of a kernel is cut: the threads of a thread block, and
+// its share of the work in chunks, elements or deltas, divided by the word
+// size if perWord.
 type shape struct {
-	threads, chunksPerBlock uint32
+	threads, share uint32
+	perWord        bool
+}
+
+// blocks returns the number of thread blocks for n chunks, elements or deltas.
+func (k kernelID) blocks(n, wordBytes uint64) uint64 {
+	s := k.launch()
+	share := uint64(s.share)
+	if s.perWord {
+		share /= wordBytes
+	}
+	return n/share + min(n%share, 1)
 }
 
 // sources are the texts of all files of kernels/, shapes the launch shapes by
@@ -117,8 +132,8 @@ func mustRead() (map[string]string, [len(entries)]shape) {
 		texts[name] = string(data)
 	}
 	for i, e := range entries {
-		if e.batched && err == nil {
-			all[i], err = parseShape(texts[e.file])
+		if err == nil {
+			all[i], err = parseShape(texts[e.file], e.name, e.unit)
 		}
 	}
 	if err != nil {
@@ -127,19 +142,27 @@ func mustRead() (map[string]string, [len(entries)]shape) {
 	return texts, all
 }
 
-var launchLine = regexp.MustCompile(`(?m)^// launch: threads=(\d+) chunks_per_block=(\d+)$`)
+// launchLine is the comment above a kernel, or at the top of its file, that
+// states its shape.
+var launchLine = regexp.MustCompile(`(?m)^// launch: threads=(\d+) (\w+)_per_block=(\d+)(/sizeof\(Bits\))?$`)
 
-func parseShape(source string) (shape, error) {
-	found := launchLine.FindAllStringSubmatch(source, -1)
-	if len(found) != 1 {
-		return shape{}, fmt.Errorf("%d launch lines, expected one", len(found))
+// parseShape reads the last launch line above the kernel called name.
+func parseShape(source, name, unit string) (shape, error) {
+	at := strings.Index(source, " "+name+"(")
+	if at < 0 {
+		return shape{}, fmt.Errorf("kernel %s is missing", name)
 	}
-	threads, err1 := strconv.ParseUint(found[0][1], 10, 32)
-	chunks, err2 := strconv.ParseUint(found[0][2], 10, 32)
-	if err1 != nil || err2 != nil || threads == 0 || threads > 1024 || chunks == 0 {
-		return shape{}, fmt.Errorf("launch line %q, expected 1 to 1024 threads and at least one chunk", found[0][0])
+	found := launchLine.FindAllStringSubmatch(source[:at], -1)
+	if len(found) == 0 {
+		return shape{}, fmt.Errorf("kernel %s has no launch line", name)
 	}
-	return shape{uint32(threads), uint32(chunks)}, nil
+	m := found[len(found)-1]
+	threads, err1 := strconv.ParseUint(m[1], 10, 32)
+	share, err2 := strconv.ParseUint(m[3], 10, 32)
+	if err1 != nil || err2 != nil || threads == 0 || threads > 1024 || share < 8 && m[4] != "" || share == 0 || m[2] != unit {
+		return shape{}, fmt.Errorf("kernel %s has the launch line %q, expected 1 to 1024 threads and a number of %s", name, m[0], unit)
+	}
+	return shape{uint32(threads), uint32(share), m[4] != ""}, nil
 }
 
 // headers returns what kernels include.

@@ -18,13 +18,9 @@ type Scatter struct {
 	Indices  uintptr // Deltas int64, strictly increasing
 	Values   uintptr // Deltas elements
 	Deltas   uint64
+	Naive    bool    // in place, by the kernel that the others are compared with: for tests
 	Bad      uintptr // uint32, which the caller has set to 0; becomes 1 if indices are out of range or not increasing
 }
-
-const (
-	scatterThreads   = 256   // both kernels of scatter.cu
-	scatterTileBytes = 32768 // of dst, that a thread block of scatter_add works on
-)
 
 // scatterArguments and inPlaceArguments are the arguments of the kernels of
 // scatter.cu, one behind the other.
@@ -53,10 +49,15 @@ func (e *Engine) ScatterAdd(s *Scatter, stream uintptr) error {
 		return err
 	}
 	inPlace := s.Dst == s.Base
-	k, blocks := newKernelID(scatterAdd, variant), blocksFor(s.Elements*uint64(s.Type.WordBytes()), scatterTileBytes)
+	entry, work := scatterAdd, s.Elements
 	if inPlace {
-		k, blocks = newKernelID(scatterAddInPlace, variant), blocksFor(s.Deltas, scatterThreads)
+		entry, work = scatterAddInPlace, s.Deltas
+		if s.Naive {
+			entry = scatterAddNaive
+		}
 	}
+	k := newKernelID(entry, variant)
+	blocks := k.blocks(work, uint64(s.Type.WordBytes()))
 	if blocks == 0 {
 		return nil
 	}
@@ -69,7 +70,7 @@ func (e *Engine) ScatterAdd(s *Scatter, stream uintptr) error {
 			return err
 		}
 		launch := func(arguments unsafe.Pointer, bytes uintptr) error {
-			return e.driver.Launch(f, uint32(blocks), scatterThreads, 0, cuda.Stream(stream), arguments, bytes)
+			return e.driver.Launch(f, uint32(blocks), k.launch().threads, 0, cuda.Stream(stream), arguments, bytes)
 		}
 		if inPlace {
 			a := inPlaceArguments{s.Dst, s.Elements, s.Indices, s.Values, s.Deltas, s.Bad}
@@ -79,8 +80,6 @@ func (e *Engine) ScatterAdd(s *Scatter, stream uintptr) error {
 		return launch(unsafe.Pointer(&a), unsafe.Sizeof(a))
 	})
 }
-
-func blocksFor(n, per uint64) uint64 { return n/per + min(n%per, 1) }
 
 // check returns the kernel variant.
 func (s *Scatter) check() (int, error) {
@@ -101,6 +100,9 @@ func (s *Scatter) check() (int, error) {
 		if a.needed && a.p == 0 || a.p%a.align != 0 {
 			return 0, status.Errorf(status.ErrArgument, "%s of a scatter-add is at %#x, expected a multiple of %d other than 0", a.what, a.p, a.align)
 		}
+	}
+	if s.Naive && s.Dst != s.Base {
+		return 0, status.Errorf(status.ErrArgument, "the naive scatter-add works in place, expected dst to be base")
 	}
 	if s.Deltas > 0 && s.Elements == 0 {
 		return 0, status.Errorf(status.ErrArgument, "%d deltas for an empty tensor", s.Deltas)

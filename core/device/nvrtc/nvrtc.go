@@ -111,10 +111,15 @@ func open(maxMajor int) (*Compiler, error) {
 }
 
 func (c *Compiler) check(call string, result C.int) error {
+	return c.checkLog(call, result, "")
+}
+
+// checkLog is check with more to say.
+func (c *Compiler) checkLog(call string, result C.int, log string) error {
 	if result == 0 {
 		return nil
 	}
-	return status.Errorf(status.ErrInternal, "%s of NVRTC %d.%d at %s: %s", call, c.Major, c.Minor, c.Path, C.GoString(C.call_error(c.errorText, result)))
+	return status.Errorf(status.ErrInternal, "%s of NVRTC %d.%d at %s: %s%s", call, c.Major, c.Minor, c.Path, C.GoString(C.call_error(c.errorText, result)), log)
 }
 
 // Version returns the version in the form 13.2.
@@ -167,12 +172,12 @@ func (c *Compiler) Compile(s Source, arch string) ([]byte, error) {
 	for i, o := range options {
 		list[i] = arena.string(o)
 	}
-	if err := c.check("nvrtcCompileProgram", C.call_compile(c.compile, p, C.int(len(options)), &list[0])); err != nil {
-		log, logErr := c.get(p, "nvrtcGetProgramLog", c.logSize, c.log)
-		if logErr != nil {
-			log = []byte(logErr.Error())
+	if result := C.call_compile(c.compile, p, C.int(len(options)), &list[0]); result != 0 {
+		log, err := c.get(p, "nvrtcGetProgramLog", c.logSize, c.log)
+		if err != nil {
+			log = []byte(err.Error())
 		}
-		return nil, status.Errorf(status.ErrInternal, "%v: %s with %s:\n%s", err, s.Name, strings.Join(options, " "), strings.TrimRight(string(log), "\x00\n"))
+		return nil, c.checkLog("nvrtcCompileProgram", result, fmt.Sprintf(": %s with %s:\n%s", s.Name, strings.Join(options, " "), strings.TrimRight(string(log), "\x00\n")))
 	}
 	if strings.HasPrefix(arch, "compute_") {
 		return c.get(p, "nvrtcGetPTX", c.ptxSize, c.ptx)
