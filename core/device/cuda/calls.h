@@ -38,40 +38,40 @@ typedef struct {
   int (*cuStreamCreate)(void **stream, unsigned flags);
   int (*cuStreamDestroy_v2)(void *stream);
   int (*cuStreamSynchronize)(void *stream);
-} tpde_cuda;
+} cuda_calls;
 
 // Name and address of the i-th function of the table; NULL behind the last.
-const char *tpde_cuda_name(size_t i);
-void **tpde_cuda_slot(tpde_cuda *table, size_t i);
+const char *cuda_call_name(size_t i);
+void **cuda_call_slot(cuda_calls *table, size_t i);
 
 // One kernel launch on a grid of one dimension. The kernel's arguments lie one
 // behind the other in `arguments`, each aligned to its size; they are copied.
-int tpde_cuda_launch(const tpde_cuda *cu, uintptr_t function, unsigned blocks, unsigned threads, unsigned shared_bytes,
+int cuda_call_launch(const cuda_calls *cu, uintptr_t function, unsigned blocks, unsigned threads, unsigned shared_bytes,
                      uintptr_t stream, void *arguments, size_t bytes);
 
 // The others, with handles as integers: they are addresses, but not Go's.
-int tpde_cuda_init(const tpde_cuda *cu);
-int tpde_cuda_driver_version(const tpde_cuda *cu, int *version);
-const char *tpde_cuda_error_name(const tpde_cuda *cu, int error);
-const char *tpde_cuda_error_text(const tpde_cuda *cu, int error);
-int tpde_cuda_device_count(const tpde_cuda *cu, int *count);
-int tpde_cuda_device_get(const tpde_cuda *cu, int *device, int ordinal);
-int tpde_cuda_device_name(const tpde_cuda *cu, char *name, int cap, int device);
-int tpde_cuda_device_attribute(const tpde_cuda *cu, int *value, int attribute, int device);
-int tpde_cuda_device_bus_id(const tpde_cuda *cu, char *id, int cap, int device);
-int tpde_cuda_device_memory(const tpde_cuda *cu, size_t *bytes, int device);
-int tpde_cuda_primary_retain(const tpde_cuda *cu, uintptr_t *context, int device);
-int tpde_cuda_push(const tpde_cuda *cu, uintptr_t context);
-int tpde_cuda_pop(const tpde_cuda *cu);
-int tpde_cuda_pointer_device(const tpde_cuda *cu, int *ordinal, uint64_t pointer);
-int tpde_cuda_module_load(const tpde_cuda *cu, uintptr_t *module, const void *image);
-int tpde_cuda_module_function(const tpde_cuda *cu, uintptr_t *function, uintptr_t module, const char *name);
-int tpde_cuda_function_attribute(const tpde_cuda *cu, uintptr_t function, int attribute, int value);
-int tpde_cuda_fill(const tpde_cuda *cu, uint64_t dst, unsigned value, size_t words, uintptr_t stream);
-int tpde_cuda_alloc(const tpde_cuda *cu, uint64_t *pointer, size_t bytes);
-int tpde_cuda_free(const tpde_cuda *cu, uint64_t pointer);
-int tpde_cuda_upload(const tpde_cuda *cu, uint64_t dst, const void *src, size_t bytes);
-int tpde_cuda_download(const tpde_cuda *cu, void *dst, uint64_t src, size_t bytes);
-int tpde_cuda_stream_create(const tpde_cuda *cu, uintptr_t *stream, unsigned flags);
-int tpde_cuda_stream_destroy(const tpde_cuda *cu, uintptr_t stream);
-int tpde_cuda_stream_wait(const tpde_cuda *cu, uintptr_t stream);
+int cuda_call_init(const cuda_calls *cu);
+int cuda_call_driver_version(const cuda_calls *cu, int *version);
+const char *cuda_call_error_name(const cuda_calls *cu, int error);
+const char *cuda_call_error_text(const cuda_calls *cu, int error);
+int cuda_call_device_count(const cuda_calls *cu, int *count);
+int cuda_call_device_get(const cuda_calls *cu, int *device, int ordinal);
+int cuda_call_device_name(const cuda_calls *cu, char *name, int cap, int device);
+int cuda_call_device_attribute(const cuda_calls *cu, int *value, int attribute, int device);
+int cuda_call_device_bus_id(const cuda_calls *cu, char *id, int cap, int device);
+int cuda_call_device_memory(const cuda_calls *cu, size_t *bytes, int device);
+int cuda_call_primary_retain(const cuda_calls *cu, uintptr_t *context, int device);
+int cuda_call_push(const cuda_calls *cu, uintptr_t context);
+int cuda_call_pop(const cuda_calls *cu);
+int cuda_call_pointer_device(const cuda_calls *cu, int *ordinal, uint64_t pointer);
+int cuda_call_module_load(const cuda_calls *cu, uintptr_t *module, const void *image);
+int cuda_call_module_function(const cuda_calls *cu, uintptr_t *function, uintptr_t module, const char *name);
+int cuda_call_function_attribute(const cuda_calls *cu, uintptr_t function, int attribute, int value);
+int cuda_call_fill(const cuda_calls *cu, uint64_t dst, unsigned value, size_t words, uintptr_t stream);
+int cuda_call_alloc(const cuda_calls *cu, uint64_t *pointer, size_t bytes);
+int cuda_call_free(const cuda_calls *cu, uint64_t pointer);
+int cuda_call_upload(const cuda_calls *cu, uint64_t dst, const void *src, size_t bytes);
+int cuda_call_download(const cuda_calls *cu, void *dst, uint64_t src, size_t bytes);
+int cuda_call_stream_create(const cuda_calls *cu, uintptr_t *stream, unsigned flags);
+int cuda_call_stream_destroy(const cuda_calls *cu, uintptr_t stream);
+int cuda_call_stream_wait(const cuda_calls *cu, uintptr_t stream);

@@ -19,27 +19,27 @@ type Device struct {
 // DeviceCount returns the number of GPUs that the process may use.
 func (d *Driver) DeviceCount() (int, error) {
 	var n C.int
-	err := d.check("cuDeviceGetCount", C.tpde_cuda_device_count(d.calls, &n))
+	err := d.check("cuDeviceGetCount", C.cuda_call_device_count(d.calls, &n))
 	return int(n), err
 }
 
 // Device describes a GPU.
 func (d *Driver) Device(ordinal int) (*Device, error) {
 	v := &Device{Ordinal: ordinal}
-	if err := d.check("cuDeviceGet", C.tpde_cuda_device_get(d.calls, &v.handle, C.int(ordinal))); err != nil {
+	if err := d.check("cuDeviceGet", C.cuda_call_device_get(d.calls, &v.handle, C.int(ordinal))); err != nil {
 		return nil, err
 	}
 	var text [256]C.char
-	if err := d.check("cuDeviceGetName", C.tpde_cuda_device_name(d.calls, &text[0], C.int(len(text)), v.handle)); err != nil {
+	if err := d.check("cuDeviceGetName", C.cuda_call_device_name(d.calls, &text[0], C.int(len(text)), v.handle)); err != nil {
 		return nil, err
 	}
 	v.Name = C.GoString(&text[0])
-	if err := d.check("cuDeviceGetPCIBusId", C.tpde_cuda_device_bus_id(d.calls, &text[0], C.int(len(text)), v.handle)); err != nil {
+	if err := d.check("cuDeviceGetPCIBusId", C.cuda_call_device_bus_id(d.calls, &text[0], C.int(len(text)), v.handle)); err != nil {
 		return nil, err
 	}
 	v.BusID = C.GoString(&text[0])
 	var total C.size_t
-	if err := d.check("cuDeviceTotalMem", C.tpde_cuda_device_memory(d.calls, &total, v.handle)); err != nil {
+	if err := d.check("cuDeviceTotalMem", C.cuda_call_device_memory(d.calls, &total, v.handle)); err != nil {
 		return nil, err
 	}
 	v.MemoryBytes = uint64(total)
@@ -54,7 +54,7 @@ func (d *Driver) Device(ordinal int) (*Device, error) {
 
 func (d *Driver) attribute(v *Device, number int) (int, error) {
 	var value C.int
-	err := d.check("cuDeviceGetAttribute", C.tpde_cuda_device_attribute(d.calls, &value, C.int(number), v.handle))
+	err := d.check("cuDeviceGetAttribute", C.cuda_call_device_attribute(d.calls, &value, C.int(number), v.handle))
 	return int(value), err
 }
 
@@ -63,6 +63,6 @@ func (d *Driver) attribute(v *Device, number int) (int, error) {
 // for good.
 func (d *Driver) Primary(v *Device) (Context, error) {
 	var c C.uintptr_t
-	err := d.check("cuDevicePrimaryCtxRetain", C.tpde_cuda_primary_retain(d.calls, &c, v.handle))
+	err := d.check("cuDevicePrimaryCtxRetain", C.cuda_call_primary_retain(d.calls, &c, v.handle))
 	return Context(c), err
 }

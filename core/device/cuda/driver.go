@@ -39,7 +39,7 @@ type (
 type Driver struct {
 	Version int // of the CUDA that the driver supports, as 1000*major + 10*minor
 	Path    string
-	calls   *C.tpde_cuda // in C's memory: cgo would examine Go's at each call
+	calls   *C.cuda_calls // in C's memory: cgo would examine Go's at each call
 }
 
 var lazy dl.Lazy[Driver]
@@ -59,21 +59,21 @@ func open(l *dl.Library) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Driver{Path: handle.Path, calls: (*C.tpde_cuda)(C.calloc(1, C.sizeof_tpde_cuda))}
+	d := &Driver{Path: handle.Path, calls: (*C.cuda_calls)(C.calloc(1, C.sizeof_cuda_calls))}
 	for i := C.size_t(0); ; i++ {
-		name := C.tpde_cuda_name(i)
+		name := C.cuda_call_name(i)
 		if name == nil {
 			break
 		}
-		if *C.tpde_cuda_slot(d.calls, i), err = handle.Symbol(C.GoString(name)); err != nil {
+		if *C.cuda_call_slot(d.calls, i), err = handle.Symbol(C.GoString(name)); err != nil {
 			return nil, err
 		}
 	}
-	if err := d.check("cuInit", C.tpde_cuda_init(d.calls)); err != nil {
+	if err := d.check("cuInit", C.cuda_call_init(d.calls)); err != nil {
 		return nil, err
 	}
 	var version C.int
-	if err := d.check("cuDriverGetVersion", C.tpde_cuda_driver_version(d.calls, &version)); err != nil {
+	if err := d.check("cuDriverGetVersion", C.cuda_call_driver_version(d.calls, &version)); err != nil {
 		return nil, err
 	}
 	d.Version = int(version)
@@ -108,18 +108,18 @@ func (d *Driver) check(call string, result C.int) error {
 	case stubLibrary, noDevice, invalidImage, noBinaryForGPU, unsupportedPTX, systemNotReady, driverMismatch, compatNotSupported:
 		sentinel = status.ErrUnsupported
 	}
-	return status.Errorf(sentinel, "%s: %s (%s, %d)", call, C.GoString(C.tpde_cuda_error_text(d.calls, result)), C.GoString(C.tpde_cuda_error_name(d.calls, result)), int(result))
+	return status.Errorf(sentinel, "%s: %s (%s, %d)", call, C.GoString(C.cuda_call_error_text(d.calls, result)), C.GoString(C.cuda_call_error_name(d.calls, result)), int(result))
 }
 
 // With runs f with the context current, and what was current before after it.
 func (d *Driver) With(c Context, f func() error) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	if err := d.check("cuCtxPushCurrent", C.tpde_cuda_push(d.calls, C.uintptr_t(c))); err != nil {
+	if err := d.check("cuCtxPushCurrent", C.cuda_call_push(d.calls, C.uintptr_t(c))); err != nil {
 		return err
 	}
 	err := f()
-	if pop := d.check("cuCtxPopCurrent", C.tpde_cuda_pop(d.calls)); err == nil {
+	if pop := d.check("cuCtxPopCurrent", C.cuda_call_pop(d.calls)); err == nil {
 		err = pop
 	}
 	return err
@@ -128,7 +128,7 @@ func (d *Driver) With(c Context, f func() error) error {
 // PointerDevice returns the ordinal of the device that a pointer belongs to.
 func (d *Driver) PointerDevice(p uintptr) (int, error) {
 	var ordinal C.int
-	if err := d.check("cuPointerGetAttribute", C.tpde_cuda_pointer_device(d.calls, &ordinal, C.uint64_t(p))); err != nil {
+	if err := d.check("cuPointerGetAttribute", C.cuda_call_pointer_device(d.calls, &ordinal, C.uint64_t(p))); err != nil {
 		return 0, status.Errorf(status.ErrArgument, "%#x is not memory of a CUDA device: %v", p, err)
 	}
 	return int(ordinal), nil
@@ -137,7 +137,7 @@ func (d *Driver) PointerDevice(p uintptr) (int, error) {
 // LoadModule loads a cubin, or PTX that ends in a zero byte, into the current context.
 func (d *Driver) LoadModule(image []byte) (Module, error) {
 	var m C.uintptr_t
-	err := d.check("cuModuleLoadData", C.tpde_cuda_module_load(d.calls, &m, unsafe.Pointer(unsafe.SliceData(image))))
+	err := d.check("cuModuleLoadData", C.cuda_call_module_load(d.calls, &m, unsafe.Pointer(unsafe.SliceData(image))))
 	return Module(m), err
 }
 
@@ -145,7 +145,7 @@ func (d *Driver) LoadModule(image []byte) (Module, error) {
 func (d *Driver) Function(m Module, name string) (Function, error) {
 	s := append([]byte(name), 0)
 	var f C.uintptr_t
-	err := d.check("cuModuleGetFunction("+name+")", C.tpde_cuda_module_function(d.calls, &f, C.uintptr_t(m), (*C.char)(unsafe.Pointer(&s[0]))))
+	err := d.check("cuModuleGetFunction("+name+")", C.cuda_call_module_function(d.calls, &f, C.uintptr_t(m), (*C.char)(unsafe.Pointer(&s[0]))))
 	return Function(f), err
 }
 
@@ -153,11 +153,11 @@ func (d *Driver) Function(m Module, name string) (Function, error) {
 // memory; without it the limit is 48 KiB.
 func (d *Driver) AllowShared(f Function, n int) error {
 	const maxDynamicSharedBytes = 8 // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-	return d.check("cuFuncSetAttribute", C.tpde_cuda_function_attribute(d.calls, C.uintptr_t(f), maxDynamicSharedBytes, C.int(n)))
+	return d.check("cuFuncSetAttribute", C.cuda_call_function_attribute(d.calls, C.uintptr_t(f), maxDynamicSharedBytes, C.int(n)))
 }
 
 // Launch starts a kernel whose arguments lie one behind the other in the given
 // bytes, each aligned to its size. They are copied.
 func (d *Driver) Launch(f Function, blocks, threads, sharedBytes uint32, s Stream, arguments unsafe.Pointer, bytes uintptr) error {
-	return d.check("cuLaunchKernel", C.tpde_cuda_launch(d.calls, C.uintptr_t(f), C.uint(blocks), C.uint(threads), C.uint(sharedBytes), C.uintptr_t(s), arguments, C.size_t(bytes)))
+	return d.check("cuLaunchKernel", C.cuda_call_launch(d.calls, C.uintptr_t(f), C.uint(blocks), C.uint(threads), C.uint(sharedBytes), C.uintptr_t(s), arguments, C.size_t(bytes)))
 }

@@ -15,7 +15,7 @@ package dl
 #include <stdlib.h>
 
 // Returns the path that a library was loaded from; NULL if it is not known.
-static const char *tpde_dl_path(void *handle) {
+static const char *dl_path(void *handle) {
   struct link_map *map = NULL;
   return dlinfo(handle, RTLD_DI_LINKMAP, &map) == 0 && map != NULL ? map->l_name : NULL;
 }
@@ -136,7 +136,7 @@ func (l *Library) open(name string, failed *MissingError) *Handle {
 		return nil
 	}
 	h := &Handle{Path: name, library: l, handle: handle}
-	if path := C.tpde_dl_path(handle); path != nil {
+	if path := C.dl_path(handle); path != nil {
 		h.Path = C.GoString(path)
 	}
 	return h
