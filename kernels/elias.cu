@@ -1,12 +1,18 @@
 // elias.cu - entry point of the elias decoder: one warp a chunk.
 //
-// Compiled once for each word size: -DWORD=u8|u16|u32|u64.
+// launch: threads=128 chunks_per_block=4
+// Compiled for each word size, -DWORD=u8|u16|u32|u64, and, for the add
+// residual, each dtype of it, -DADD=F32|F16|BF16|F64.
 #include "batch.cuh"
 #include "elias.cuh"
 
 namespace {
 
 const u32 kWarps = 4;  // chunks that a thread block works on
+// Thread blocks of a multiprocessor: 64 registers a thread, measured fastest
+// (48 and 40 spill the counters, 72 leave too few warps), more where a group
+// has 16 words.
+const u32 kBlocks = sizeof(WORD) == 1 ? 6 : 8;
 
 // Exclusive prefix sum over the warp.
 __device__ u32 scan(u32 v, u32 lane) {
@@ -29,7 +35,7 @@ __device__ u32 bits_at(const u32* p, u32 words, u32 at, u32 n) {
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(kWarps * 32) elias_decode(const __grid_constant__ Batch batch) {
+extern "C" __global__ void __launch_bounds__(kWarps * 32, kBlocks) elias_decode(const __grid_constant__ Batch batch) {
   using namespace elias;
   __shared__ Tables tables;
   const Item& item = find_item(batch, blockIdx.x);
@@ -47,7 +53,10 @@ extern "C" __global__ void __launch_bounds__(kWarps * 32) elias_decode(const __g
   u32 words = r.uncompressed_bytes / sizeof(WORD);
   u64 first = r.output_word;
   u32 deltas = 0;
-  bool good = true;
+  Exceptions<WORD> replaced;
+  bool good = parse_exceptions(item.blob + r.data_offset, r.compressed_bytes, words, replaced);
+  data += replaced.bytes / 4;
+  left -= replaced.bytes / 4;
   while (words > 0 && good) {
     Block<WORD> b;
     b.words = min_u32(words, kBlockWords);
@@ -92,7 +101,7 @@ extern "C" __global__ void __launch_bounds__(kWarps * 32) elias_decode(const __g
           } else {
             v = values[i];
           }
-          b.dst[p] = (WORD)(b.dst[p] + v);
+          b.dst[p] = apply<WORD>(b.dst[p], v);
         }
       }
       if (lane == 0) deltas += exceptions;
@@ -103,6 +112,17 @@ extern "C" __global__ void __launch_bounds__(kWarps * 32) elias_decode(const __g
     left -= used;
     words -= b.words;
     first += b.words;
+  }
+  if (replaced.count > 0 && good) {
+    __syncwarp();
+    const u32 all = r.uncompressed_bytes / sizeof(WORD);
+    WORD* dst = static_cast<WORD*>(item.dst) + r.output_word;
+    for (u32 i = lane; i < replaced.count; i += 32) {
+      const bool ok = good_exception(replaced, i, all);
+      good = good && ok;
+      if (ok) dst[replaced.at[i]] = exception_word(replaced, i);
+    }
+    good = __all_sync(0xffffffffu, good);
   }
   for (u32 d = 16; d > 0; d /= 2) deltas += __shfl_down_sync(0xffffffffu, deltas, d);
   if (lane == 0) item.status[chunk] = good && left == 0 && deltas == r.deltas ? kOk : kCorrupt;

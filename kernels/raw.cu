@@ -1,0 +1,143 @@
+// raw.cu - rebuilds tensors of the raw codec (core/codec/raw/FORMAT.md): one
+// thread block a chunk copies the base and adds the residuals.
+//
+// launch: threads=256 chunks_per_block=1
+// Compiled for each word size, -DWORD=u8|u16|u32|u64, and, for the add
+// residual, each dtype of it, -DADD=F32|F16|BF16|F64.
+#include "batch.cuh"
+#include "residual.cuh"
+
+namespace {
+
+const u32 kThreads = 256;
+const u32 kAhead = 8;  // deltas that a thread loads before the copy
+
+struct Chunk {
+  const WORD* base;  // of the chunk; null without a base
+  WORD* dst;
+  u32 words;
+
+  __device__ WORD base_word(u32 i) const { return base ? base[i] : (WORD)0; }
+};
+
+// dst = base, 16 bytes at a time where both are aligned.
+__device__ void copy_base(const Chunk& c) {
+  const u32 per = 16 / sizeof(WORD);
+  u32 done = 0;
+  if (((reinterpret_cast<u64>(c.base) | reinterpret_cast<u64>(c.dst)) & 15) == 0) {
+    const u32 groups = c.words / per;
+    const uint4* from = reinterpret_cast<const uint4*>(c.base);
+    uint4* to = reinterpret_cast<uint4*>(c.dst);
+#pragma unroll 8
+    for (u32 i = threadIdx.x; i < groups; i += kThreads) {
+      to[i] = c.base ? from[i] : make_uint4(0, 0, 0, 0);
+    }
+    done = groups * per;
+  }
+  for (u32 i = done + threadIdx.x; i < c.words; i += kThreads) c.dst[i] = c.base_word(i);
+}
+
+// The words of a 32-bit register, one by one; WORD has at most 32 bits.
+__device__ u32 apply_packed(u32 base, u32 residual) {
+  u32 out = 0;
+#pragma unroll
+  for (u32 bit = 0; bit < 32; bit += 8 * sizeof(WORD)) {
+    out |= (u32)apply<WORD>((WORD)(base >> bit), (WORD)(residual >> bit)) << bit;
+  }
+  return out;
+}
+
+// Every word has a residual.
+__device__ void decode_dense(const Chunk& c, const WORD* residual) {
+  u32 done = 0;
+  if (sizeof(WORD) < 8 && c.base && ((reinterpret_cast<u64>(c.base) | reinterpret_cast<u64>(c.dst)) & 7) == 0) {
+    const u32 per = 8 / sizeof(WORD);
+    const u32 groups = c.words / per;
+    const uint2* from = reinterpret_cast<const uint2*>(c.base);
+    const uint2* add = reinterpret_cast<const uint2*>(residual);  // chunks lie at multiples of 8 bytes
+    uint2* to = reinterpret_cast<uint2*>(c.dst);
+#pragma unroll 4
+    for (u32 i = threadIdx.x; i < groups; i += kThreads) {
+      const uint2 b = from[i], r = add[i];
+      to[i] = make_uint2(apply_packed(b.x, r.x), apply_packed(b.y, r.y));
+    }
+    done = groups * per;
+  }
+  for (u32 i = done + threadIdx.x; i < c.words; i += kThreads) c.dst[i] = apply<WORD>(c.base_word(i), residual[i]);
+}
+
+// One delta: checks it and writes its word. Numbers ascend strictly, so each
+// word is written by one thread.
+__device__ bool put_delta(const Chunk& c, u32 at, u32 before, bool first, WORD residual) {
+  const bool good = at < c.words && (first || before < at) && residual != 0;
+  if (good) c.dst[at] = apply<WORD>(c.base_word(at), residual);
+  return good;
+}
+
+// Only the listed words have a residual. The first deltas are loaded before
+// the base is copied, so that the two overlap.
+__device__ bool decode_sparse(const Chunk& c, const u32* number, const WORD* residual, u32 deltas) {
+  u32 at[kAhead], before[kAhead];
+  WORD value[kAhead];
+#pragma unroll
+  for (u32 k = 0; k < kAhead; k++) {
+    const u32 i = threadIdx.x + k * kThreads;
+    if (i < deltas) {
+      at[k] = number[i];
+      before[k] = i > 0 ? number[i - 1] : 0;
+      value[k] = residual[i];
+    }
+  }
+  if (c.base != c.dst) {
+    copy_base(c);
+    __syncthreads();  // a delta is written after the copy of its word
+  }
+  bool good = true;
+#pragma unroll
+  for (u32 k = 0; k < kAhead; k++) {
+    const u32 i = threadIdx.x + k * kThreads;
+    if (i < deltas) good &= put_delta(c, at[k], before[k], i == 0, value[k]);
+  }
+  for (u32 i = threadIdx.x + kAhead * kThreads; i < deltas; i += kThreads) {
+    good &= put_delta(c, number[i], number[i - 1], false, residual[i]);
+  }
+  return good;
+}
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(kThreads) raw_decode(const __grid_constant__ Batch batch) {
+  const Item& item = find_item(batch, blockIdx.x);
+  const u32 chunk = blockIdx.x - item.first_block;
+  const Record r = item.records[chunk];
+  Chunk c;
+  c.words = r.uncompressed_bytes / sizeof(WORD);
+  c.dst = static_cast<WORD*>(item.dst) + r.output_word;
+  c.base = item.base ? static_cast<const WORD*>(item.base) + r.output_word : nullptr;
+  const u8* data = item.blob + r.data_offset;
+  Exceptions<WORD> exceptions;
+  bool good = parse_exceptions(data, r.compressed_bytes, c.words, exceptions);
+  data += exceptions.bytes;
+
+  const bool dense = r.deltas == c.words;
+  const u64 number_bytes = dense ? 0 : ((u64)r.deltas * 4 + 7) / 8 * 8;
+  const u64 need = number_bytes + ((u64)r.deltas * sizeof(WORD) + 7) / 8 * 8;
+  good = good && r.deltas <= c.words && need == r.compressed_bytes - exceptions.bytes;
+  if (good) {
+    const WORD* residual = reinterpret_cast<const WORD*>(data + number_bytes);
+    if (dense) {
+      decode_dense(c, residual);
+    } else {
+      good = decode_sparse(c, reinterpret_cast<const u32*>(data), residual, r.deltas);
+    }
+  }
+  if (exceptions.count > 0) {
+    __syncthreads();
+    for (u32 i = threadIdx.x; good && i < exceptions.count; i += kThreads) {
+      good = good_exception(exceptions, i, c.words);
+      if (good) c.dst[exceptions.at[i]] = exception_word(exceptions, i);
+    }
+  }
+  good = __syncthreads_and(good);
+  if (threadIdx.x == 0) item.status[chunk] = good ? kOk : kCorrupt;
+}
