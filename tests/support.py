@@ -38,6 +38,8 @@ def small_checkpoints() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     """The bytes of a tensor."""
+    if not tensor.numel():  # may have strides that view refuses
+        return torch.empty(0, dtype=torch.uint8)
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 

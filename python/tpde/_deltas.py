@@ -1,7 +1,8 @@
 """Deltas as files and as dicts: telling a delta from a checkpoint, moving one into memory and back.
 
-A delta in memory is a dict of uint8 tensors, the same as in the file, plus the file's metadata (JSON text) under
-METADATA_KEY, so that it survives being copied, pickled or sent as a plain dict.
+A delta in memory is a dict of the tensors that the file holds (uint8, but for new tensors that are stored as they
+are) plus the file's metadata, JSON text as uint8 under METADATA_KEY, so that it survives being copied, pickled or sent
+as a plain dict.
 """
 
 from __future__ import annotations
@@ -25,18 +26,19 @@ Delta: TypeAlias = "PathLike | Mapping[str, torch.Tensor]"
 
 METADATA_KEY = "__tpde_metadata__"
 _MANIFEST_KEY = "__tpde__"
+_INDEX_SUFFIX = ".index.json"
 # Far above what any header needs; a length beyond it is not one of ours.
 _MAX_HEADER_BYTES = 100_000_000
 
 
 def is_delta(value: Any) -> bool:
-    """Reports whether value is a delta: a dict made by pack, or a path of an existing delta file."""
+    """Reports whether value is a delta: a dict made by pack, or a path of an existing delta, sharded or not."""
     if isinstance(value, Mapping):
         return _MANIFEST_KEY in value
     path = Path(value)
-    if path.is_dir():
-        return any(_header_is_delta(p) for p in sorted(path.glob("*.safetensors"))[:1])
-    if path.name.endswith(".index.json"):
+    if not path.exists() and not path.name.endswith(_INDEX_SUFFIX):
+        path = path.with_name(path.name + _INDEX_SUFFIX)  # what pack calls the index of a sharded delta
+    if path.name.endswith(_INDEX_SUFFIX):
         return any(_header_is_delta(p) for p in _shards(path)[:1])
     return _header_is_delta(path)
 

@@ -171,8 +171,8 @@ def scatter_add(
     Equal to `base.flatten().scatter_add_(0, indices, values)` on unique indices, bit for bit, but for the payload of
     a NaN, in which torch's own operators differ from each other.
 
-    base: CPU tensor of any shape, of a float or integer dtype. indices: int64 [n], each once; sorted first if they are not
-        increasing. values: [n], of base's dtype.
+    base: CPU tensor of any shape, of a float or integer dtype.
+    indices: int64 [n], each once; sorted first if they are not increasing. values: [n], of base's dtype.
     chunk_map: int64 [chunks + 1], where each chunk of work starts in indices (`tpde.chunk_map` makes one); it spreads
         the work over cores and does not change the result. None: 64 even chunks.
     out: contiguous CPU tensor like base to write to; base itself adds in place.

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _UsageError as error:
         arguments.parser.error(str(error))
     except KeyboardInterrupt:
-        print("tpde: interrupted; nothing was left of the output", file=sys.stderr)
+        print("tpde: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `tpde inspect ... | head`
         sys.stderr.close()
