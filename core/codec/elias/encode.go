@@ -189,19 +189,19 @@ func putValue[T word.Word](w *writer, v T, x *context) {
 		if x.class != dense {
 			z-- // never zero in a gap class
 		}
-		q, k := uint64(z)>>x.code+1, uint(x.code)
-		zeros := uint(bits.Len64(q)) - 1
-		if zeros >= maxZeros {
+		k := uint(x.code)
+		zeros := uint(bits.Len64(uint64(z)>>k+1)) - 1
+		switch {
+		case zeros >= maxZeros:
 			w.put(0, maxZeros)
 			putWord(w, v)
-			return
-		}
-		w.put(q, 2*zeros+1)
-		if k > 32 {
+		case k <= 40:
+			w.put(uint64(z)+1<<k, 2*zeros+1+k)
+		default: // longer than put takes at once
+			w.put(uint64(z)>>k+1, 2*zeros+1)
 			w.put(uint64(z)>>32&(1<<(k-32)-1), k-32)
-			k = 32
+			w.put(uint64(z)&(1<<32-1), 32)
 		}
-		w.put(uint64(z)&(1<<k-1), k)
 	}
 }
 
