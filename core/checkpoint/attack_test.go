@@ -158,7 +158,9 @@ func TestForgedManifest(t *testing.T) {
 		return nil
 	}
 	type change = func(m *manifest, md map[string]string)
-	path := func(p string) change { return func(m *manifest, _ map[string]string) { m.Files[len(m.Files)-1].Path = p } }
+	path := func(p string) change {
+		return func(m *manifest, _ map[string]string) { m.Files[len(m.Files)-1].Path = p }
+	}
 	for _, c := range []struct {
 		name   string
 		change change
