@@ -170,16 +170,22 @@ func (d *delta) bytesOf(name string) ([]byte, error) {
 	return s.data, nil
 }
 
-// read reads the manifest and validates it against what is stored.
+// read reads the manifest.
 func (d *delta) read() error {
 	packed, err := d.bytesOf(manifestName)
 	if err != nil {
 		return err
 	}
-	if d.manifest, err = decodeManifest(packed); err != nil {
+	m, err := decodeManifest(packed)
+	if err != nil {
 		return err
 	}
-	m := d.manifest
+	return d.validate(m)
+}
+
+// validate makes m the manifest of d if everything that it says is true.
+func (d *delta) validate(m *manifest) error {
+	d.manifest = m
 	if m.Base != d.base.String() {
 		return status.Errorf(status.ErrCorrupt, "the manifest was made for base %s, the metadata say %v", m.Base, d.base)
 	}

@@ -23,6 +23,7 @@ const (
 	keyBase        = "tpde.base"
 	keyTarget      = "tpde.target"
 	keyRemoved     = "tpde.removed"
+	maxTargetBytes = 1 << 62   // of all files, so that sums cannot overflow
 	maxManifest    = 256 << 20 // bytes of its JSON
 	windowBytes    = 8 << 20   // of every zstd frame in a delta, so that decoding needs little memory
 	codingZstd     = "zstd"
@@ -108,6 +109,11 @@ func decodeManifest(data []byte) (*manifest, error) {
 	if len(text) > maxManifest {
 		return nil, status.Errorf(status.ErrLimit, "the manifest takes more than %d bytes", maxManifest)
 	}
+	return parseManifest(text)
+}
+
+// parseManifest reads the JSON of a manifest.
+func parseManifest(text []byte) (*manifest, error) {
 	m := new(manifest)
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.DisallowUnknownFields()
@@ -130,8 +136,13 @@ func checkPaths(m *manifest) error {
 		return status.Errorf(status.ErrCorrupt, "the target is no folder, expected exactly one safetensors file")
 	}
 	files := map[string]bool{}
+	var total uint64
 	for i := range m.Files {
 		path := m.Files[i].Path
+		if m.Files[i].Bytes > maxTargetBytes-total {
+			return status.Errorf(status.ErrLimit, "the files have more than %d bytes in all", uint64(maxTargetBytes))
+		}
+		total += m.Files[i].Bytes
 		if !validPath(path) {
 			return status.Errorf(status.ErrCorrupt, "%q is no path inside a folder", path)
 		}
