@@ -14,7 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import tpde
-from support import assert_same_bits, assert_same_tensors, small_checkpoints, tree
+from support import assert_same_bits, assert_same_tensors, random_bits, small_checkpoints, tree
+from tpde import _dtypes
 
 CODECS = ["auto", "raw", "zstd", "elias"]
 
@@ -83,6 +84,19 @@ def test_dicts_in_and_out():
     assert tpde.inspect(delta).removed == ["gone.weight"]
     copied = {name: tensor.clone() for name, tensor in reversed(delta.items())}
     assert_same_tensors(tpde.unpack(base, copied), target)
+
+
+def test_every_dtype_in_one_checkpoint(tmp_path):
+    base = {str(dtype): random_bits(dtype, (6, 20)) for dtype in _dtypes.supported()}
+    target = {name: tensor.clone() for name, tensor in base.items()}
+    for i, tensor in enumerate(target.values()):
+        if i % 4:  # every fourth stays as it is
+            tensor.view(torch.uint8)[:, 3] ^= 1
+    target |= {f"new {name}": random_bits(tensor.dtype, (2, 4), seed=1) for name, tensor in base.items()}
+    delta = tpde.pack(base, target)
+    assert_same_tensors(tpde.unpack(base, delta), target)
+    tpde.unpack(base, delta, out=tmp_path / "out.safetensors")
+    assert_same_tensors(load_file(tmp_path / "out.safetensors"), target)
 
 
 def test_dicts_and_files_mix(pair, tmp_path):

@@ -72,7 +72,7 @@ def _zstd_peers() -> list[Peer]:
 
     def unpack_sparse(base: Bytes, parts: list[bytes], word_bytes: int) -> Bytes:
         words = _WORDS[word_bytes]
-        out = base.copy()
+        out: Bytes = base.copy()
         positions = np.cumsum(np.frombuffer(decompress(parts[0]), np.int32), dtype=np.int64)
         out.view(words)[positions] += np.frombuffer(decompress(parts[1]), words)
         return out

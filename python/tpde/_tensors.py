@@ -138,12 +138,12 @@ def reconstruct(
     data_blob = _memory.require_bytes(data_blob, "data_blob")
     if base is not None:
         base = _memory.require_cpu(_memory.as_tensor(base, "base"), "base")
-    if out is None and workers == 0:
-        info = read_index(index_map)
-        return _ops.reconstruct(base, index_map, data_blob, info.shape, info.dtype, verify)
     if out is None:
-        info = read_index(index_map)
-        out = torch.empty(info.shape, dtype=info.dtype)
+        raw = core().index_read(*_memory.pointer(index_map))
+        dtype, shape = _dtypes.torch_of(raw["dtype"]), _dtypes.torch_shape(raw["dtype"], raw["shape"])
+        if workers == 0:
+            return _ops.reconstruct(base, index_map, data_blob, shape, dtype, verify)
+        out = torch.empty(shape, dtype=dtype)
     _ops.reconstruct_into(_output(out), base, index_map, data_blob, verify, _options.count("workers", workers))
     return out
 
