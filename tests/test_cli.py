@@ -111,6 +111,20 @@ def test_wrong_usage(tpde_cli, arguments):
     assert "usage: tpde" in result.stderr
 
 
+def test_a_forgotten_output_does_not_cost_a_delta(tpde_cli, tmp_path, data):
+    ok(tpde_cli("pack", data / "rl", "deltas"))
+    before = tree(tmp_path)
+    result = tpde_cli(
+        "unpack",
+        "--force",
+        data / "rl" / "step20.safetensors",
+        "deltas/step21.safetensors",
+        "deltas/step28.safetensors",
+    )
+    assert result.returncode == 2 and "is a delta" in result.stderr
+    assert tree(tmp_path) == before
+
+
 def test_help_and_version(tpde_cli):
     import tpde
 
