@@ -69,21 +69,12 @@ test-go:
 	@$(GO) vet ./...
 	@$(GO) test -race ./...
 
-# Every fuzz target of every package, found by asking the test binaries.
-fuzz_all = for package in $$($(GO) list ./core/...); do \
-	  targets=$$($(GO) test -list '^Fuzz' $$package) || { echo "$$targets"; exit 1; }; \
-	  for target in $$(echo "$$targets" | grep '^Fuzz'); do \
-	    echo "-- $$package $$target"; \
-	    $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(1) $$package || exit 1; \
-	  done; \
-	done
-
 test-fuzz:
 	@echo "== a short run of every fuzz target"
-	@$(call fuzz_all,2s)
+	@.ci/fuzz $(GO) 2s
 
 fuzz: $(VENV)/.installed ## Run every fuzz target for FUZZTIME (10m)
-	@$(call fuzz_all,$(FUZZTIME))
+	@.ci/fuzz $(GO) $(FUZZTIME)
 
 test-python: build
 	@echo "== pytest"
