@@ -43,9 +43,13 @@ func chooseEncoder(s source, o Options) (codec.Encoder, codec.ID, error) {
 		}
 		enc := c.Plan(s.desc.Type, runs(all), o.Level)
 		size := len(enc.Tables())
-		// In chunks of the codec's own size, so that what a chunk costs counts
-		// as it will.
-		for _, b := range split(all, enc.ChunkWords()*w) {
+		// In chunks of the size that they will have, so that what a chunk costs
+		// counts as it will.
+		words, err := chunkWords(s.desc, uint64(len(s.target)/w), enc, o)
+		if err != nil {
+			return nil, 0, err
+		}
+		for _, b := range split(all, int(words)*w) {
 			out, _, err := enc.Encode(buf[:0], b)
 			if err != nil {
 				return nil, 0, err
