@@ -15,7 +15,7 @@ PY    := $(VENV)/bin/python
 BUILD := python/_build_backend/tpde_build.py
 # Evaluated where it is used: the toolchain may be installed by then only.
 GO     = $(shell $(PY) $(BUILD) go)
-GOFMT  = $(shell $(PY) $(BUILD) go | xargs -I{} {} env GOROOT)/bin/gofmt
+GOFMT  = $(shell $$($(PY) $(BUILD) go) env GOROOT)/bin/gofmt
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 export GOTOOLCHAIN := local
@@ -52,34 +52,29 @@ bench: build $(VENV)/.bench ## Measure ratio and speed beside the peers
 	@$(PY) tests/bench/bench.py
 
 $(VENV)/.bench: $(VENV)/.installed
-	$(PY) -m pip install --quiet 'zipnn>=0.5' || echo "zipnn cannot be installed: the bench does without"
+	$(PY) -m pip install --quiet --no-build-isolation --editable '.[bench]' || \
+	  echo "the peers cannot all be installed: the bench does without those that are missing"
 	@touch $@
 
 # ---- tests ------------------------------------------------------------------
 
 test: build test-go test-fuzz test-python ## Run everything that CI runs
 
+check_gofmt = unformatted=$$($(GOFMT) -l core capi) && \
+	test -z "$$unformatted" || { echo "not formatted by gofmt: $$unformatted"; exit 1; }
+
 test-go:
 	@echo "== gofmt, go vet, go test -race"
-	@unformatted=$$($(GOFMT) -l core capi); test -z "$$unformatted" || { echo "not gofmt'ed: $$unformatted"; exit 1; }
+	@$(check_gofmt)
 	@$(GO) vet ./...
 	@$(GO) test -race ./...
 
-# Every fuzz target of every package, found by asking the test binaries.
-fuzz_all = for package in $$($(GO) list ./core/...); do \
-	  targets=$$($(GO) test -list '^Fuzz' $$package) || { echo "$$targets"; exit 1; }; \
-	  for target in $$(echo "$$targets" | grep '^Fuzz'); do \
-	    echo "-- $$package $$target"; \
-	    $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(1) $$package || exit 1; \
-	  done; \
-	done
-
 test-fuzz:
 	@echo "== a short run of every fuzz target"
-	@$(call fuzz_all,2s)
+	@.ci/fuzz $(GO) 2s
 
 fuzz: $(VENV)/.installed ## Run every fuzz target for FUZZTIME (10m)
-	@$(call fuzz_all,$(FUZZTIME))
+	@.ci/fuzz $(GO) $(FUZZTIME)
 
 test-python: build
 	@echo "== pytest"
@@ -88,7 +83,7 @@ test-python: build
 # ---- checks and releases ----------------------------------------------------
 
 lint: build $(VENV)/.lint ## gofmt, go vet, staticcheck, ruff, mypy
-	@unformatted=$$($(GOFMT) -l core capi); test -z "$$unformatted" || { echo "not gofmt'ed: $$unformatted"; exit 1; }
+	@$(check_gofmt)
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
 	$(VENV)/bin/ruff check .
@@ -96,7 +91,7 @@ lint: build $(VENV)/.lint ## gofmt, go vet, staticcheck, ruff, mypy
 	$(VENV)/bin/mypy
 
 $(VENV)/.lint: $(VENV)/.installed
-	$(PY) -m pip install --quiet 'ruff>=0.9' 'mypy>=1.15'
+	$(PY) -m pip install --quiet --no-build-isolation --editable '.[lint]'
 	@touch $@
 
 wheel: $(VENV)/.installed ## Build the sdist, and the wheel from it, into dist/

@@ -96,15 +96,16 @@ func goReconstruct(dst unsafe.Pointer, dstCap C.uint64_t, base unsafe.Pointer, b
 		if err != nil {
 			return err
 		}
-		d, err := destination(dst, dstCap, r.Index().TargetBytes())
-		if err != nil {
-			return err
-		}
-		if b != nil && partlyOverlap(d, b) {
-			return argument("dst and base overlap in part, expected the same memory or none in common")
-		}
-		return r.Reconstruct(context.Background(), d, b, o)
+		return rebuild(r, dst, dstCap, b, o)
 	})
+}
+
+func rebuild(r *tensor.Reader, dst unsafe.Pointer, dstCap C.uint64_t, base []byte, o tensor.ReconstructOptions) error {
+	d, err := destination(dst, dstCap, r.Index().TargetBytes(), base)
+	if err != nil {
+		return err
+	}
+	return r.Reconstruct(context.Background(), d, base, o)
 }
 
 func reconstructOptions(flags, workers C.uint32_t) (tensor.ReconstructOptions, error) {
@@ -131,14 +132,18 @@ func openTensor(index unsafe.Pointer, indexBytes C.uint64_t, blob unsafe.Pointer
 	return tensor.Open(x, b)
 }
 
-// destination returns the first n bytes of a destination of dstCap bytes.
-func destination(dst unsafe.Pointer, dstCap C.uint64_t, n uint64) ([]byte, error) {
+// destination returns the first n bytes of a destination of dstCap bytes, which
+// may be base.
+func destination(dst unsafe.Pointer, dstCap C.uint64_t, n uint64, base []byte) ([]byte, error) {
 	d, err := view("dst", dst, dstCap)
 	if err != nil {
 		return nil, err
 	}
 	if err := fits("dst", dstCap, int(n)); err != nil {
 		return nil, err
+	}
+	if partlyOverlap(d[:n], base) {
+		return nil, argument("dst and base overlap in part, expected the same memory or none in common")
 	}
 	return d[:n], nil
 }

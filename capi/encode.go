@@ -37,11 +37,10 @@ func goEncode(dst *C.tpde_handle, base unsafe.Pointer, baseBytes C.uint64_t, tar
 			return err
 		}
 		e, err := encode(b, t, dtype, shape, ndim, options)
-		if err != nil {
-			return err
+		if err == nil {
+			store(dst, e)
 		}
-		store(dst, e)
-		return nil
+		return err
 	})
 }
 

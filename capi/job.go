@@ -73,12 +73,7 @@ func goJobWait(doneBytes, totalBytes *C.uint64_t, h C.tpde_handle, timeoutMS C.u
 		}
 		defer release()
 		pending = !j.wait(time.Duration(timeoutMS) * time.Millisecond)
-		if doneBytes != nil {
-			*doneBytes = C.uint64_t(j.progress.Done.Load())
-		}
-		if totalBytes != nil {
-			*totalBytes = C.uint64_t(j.progress.Total.Load())
-		}
+		j.tell(doneBytes, totalBytes)
 		if pending {
 			return nil
 		}
@@ -102,6 +97,16 @@ func (j *job) wait(timeout time.Duration) bool {
 		return true
 	case <-time.After(timeout):
 		return false
+	}
+}
+
+// tell writes the progress to the caller's variables, where there are any.
+func (j *job) tell(doneBytes, totalBytes *C.uint64_t) {
+	if doneBytes != nil {
+		*doneBytes = C.uint64_t(j.progress.Done.Load())
+	}
+	if totalBytes != nil {
+		*totalBytes = C.uint64_t(j.progress.Total.Load())
 	}
 }
 

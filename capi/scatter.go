@@ -31,12 +31,9 @@ func goScatterAdd(dst unsafe.Pointer, dstCap C.uint64_t, base unsafe.Pointer, ba
 		if err != nil {
 			return err
 		}
-		d, err := destination(dst, dstCap, uint64(baseBytes))
+		d, err := destination(dst, dstCap, uint64(baseBytes), b)
 		if err != nil {
 			return err
-		}
-		if partlyOverlap(d, b) {
-			return argument("dst and base overlap in part, expected the same memory or none in common")
 		}
 		l, err := newDeltaList(dtype, indices, values, uint64(deltas), chunkStarts, uint64(numChunks))
 		if err != nil {

@@ -97,18 +97,25 @@ func goSourceApply(dst *C.tpde_handle, base C.tpde_handle, cdeltas **C.char, num
 		if err != nil {
 			return err
 		}
-		b, release, err := acquire[*source](&handles, uint64(base))
-		if err != nil {
-			return err
+		s, err := apply(base, deltas)
+		if err == nil {
+			store(dst, s)
 		}
-		applied, err := checkpoint.Apply(b.Source, deltas)
-		if err != nil {
-			release()
-			return err
-		}
-		store(dst, &source{applied, release})
-		return nil
+		return err
 	})
+}
+
+func apply(base C.tpde_handle, deltas []string) (*source, error) {
+	b, release, err := acquire[*source](&handles, uint64(base))
+	if err != nil {
+		return nil, err
+	}
+	applied, err := checkpoint.Apply(b.Source, deltas)
+	if err != nil {
+		release()
+		return nil, err
+	}
+	return &source{applied, release}, nil
 }
 
 //export goSourceManifest

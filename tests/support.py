@@ -36,8 +36,20 @@ def small_checkpoints() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor
     return base, target
 
 
+def random_bits(dtype: torch.dtype, shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
+    """A tensor of any bit pattern that dtype allows."""
+    g = torch.Generator().manual_seed(seed)
+    if dtype is torch.bool:
+        return torch.randint(0, 2, shape, generator=g).bool()
+    size = dtype.itemsize
+    octets = torch.randint(0, 256, (*shape[:-1], shape[-1] * size), generator=g, dtype=torch.uint8)
+    return octets.view(dtype)
+
+
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     """The bytes of a tensor."""
+    if not tensor.numel():  # may have strides that view refuses
+        return torch.empty(0, dtype=torch.uint8)
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,10 @@ from tpde import _status
 from tpde._core import LIBRARY
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "python" / "_build_backend"))
+
+import tpde_build  # noqa: E402
+
 SOURCES = Path(__file__).parent / "capi"
 HEADER = LIBRARY.parents[1] / "include" / "tpde.h"  # the one that users get
 
@@ -88,7 +93,7 @@ def test_statuses_agree_with_the_table() -> None:
 
 def test_generated_names_are_up_to_date(tmp_path: Path) -> None:
     """Runs the generator on a copy and compares what it writes with what is checked in."""
-    go = shutil.which("go") or pytest.skip("needs go")
+    go = tpde_build.find_go() or pytest.skip("needs go")
     outputs = ("core/status/status_gen.go", "capi/tpde_status.h", "python/tpde/_status.py")
     for path in ("go.mod", "core/status/status.tsv", "core/status/status.go", "core/status/gen/main.go", *outputs):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)

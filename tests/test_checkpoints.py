@@ -14,7 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import tpde
-from support import assert_same_bits, assert_same_tensors, small_checkpoints, tree
+from support import assert_same_bits, assert_same_tensors, random_bits, small_checkpoints, tree
+from tpde import _dtypes
 
 CODECS = ["auto", "raw", "zstd", "elias"]
 
@@ -77,12 +78,25 @@ def test_inspect_equals_what_pack_said(pair, tmp_path):
 def test_dicts_in_and_out():
     base, target = small_checkpoints()
     delta = tpde.pack(base, target)
-    assert all(tensor.dtype is torch.uint8 for tensor in delta.values())
+    assert all(tensor.dtype is torch.uint8 for name, tensor in delta.items() if "tpde" in name)
     assert_same_tensors(tpde.unpack(base, delta), target)
     assert tpde.verify(base, delta, target=target).target_compared
     assert tpde.inspect(delta).removed == ["gone.weight"]
     copied = {name: tensor.clone() for name, tensor in reversed(delta.items())}
     assert_same_tensors(tpde.unpack(base, copied), target)
+
+
+def test_every_dtype_in_one_checkpoint(tmp_path):
+    base = {str(dtype): random_bits(dtype, (6, 20)) for dtype in _dtypes.supported()}
+    target = {name: tensor.clone() for name, tensor in base.items()}
+    for i, tensor in enumerate(target.values()):
+        if i % 4:  # every fourth stays as it is
+            tensor.view(torch.uint8)[:, 3] ^= 1
+    target |= {f"new {name}": random_bits(tensor.dtype, (2, 4), seed=1) for name, tensor in base.items()}
+    delta = tpde.pack(base, target)
+    assert_same_tensors(tpde.unpack(base, delta), target)
+    tpde.unpack(base, delta, out=tmp_path / "out.safetensors")
+    assert_same_tensors(load_file(tmp_path / "out.safetensors"), target)
 
 
 def test_dicts_and_files_mix(pair, tmp_path):
@@ -246,7 +260,7 @@ def test_missing_and_unreadable_inputs(pair, tmp_path):
     with pytest.raises(tpde.TpdeError, match="tpde"):
         tpde.unpack(base, base, out=out)  # a checkpoint, not a delta
     with pytest.raises((tpde.NotFoundError, tpde.ReadWriteError)):
-        tpde.pack(base, base, tmp_path / "no" / "such" / "folder" / "d.safetensors")
+        tpde.pack(*pair, tmp_path / "no" / "such" / "folder" / "d.safetensors")
     assert not out.exists()
 
 
@@ -276,8 +290,10 @@ def test_sharded_delta(pair, tmp_path):
     shards = [p for p in report.out if p != index]
     assert set(json.loads(Path(index).read_text())["weight_map"].values()) == {p.rsplit("/", 1)[1] for p in shards}
     out = tmp_path / "out.safetensors"
-    for delta in (index, tmp_path / "d"):
+    for delta in (index, tmp_path / "d" / "delta.safetensors"):
         tpde.unpack(base, delta, out=out, overwrite=True)
         assert out.read_bytes() == target.read_bytes()
-        tpde.unpack(base, delta, out, overwrite=True)  # is recognised as a delta
+        assert set(tpde.unpack(base, delta)) == set(load_file(target))
+        with pytest.raises(tpde.ChainError):
+            tpde.unpack(base, delta, delta)  # the last is a delta, not the output
     assert tpde.inspect(index).totals.file_bytes > 0

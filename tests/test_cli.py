@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
 import torch
@@ -108,6 +111,20 @@ def test_wrong_usage(tpde_cli, arguments):
     assert "usage: tpde" in result.stderr
 
 
+def test_a_forgotten_output_does_not_cost_a_delta(tpde_cli, tmp_path, data):
+    ok(tpde_cli("pack", data / "rl", "deltas"))
+    before = tree(tmp_path)
+    result = tpde_cli(
+        "unpack",
+        "--force",
+        data / "rl" / "step20.safetensors",
+        "deltas/step21.safetensors",
+        "deltas/step28.safetensors",
+    )
+    assert result.returncode == 2 and "is a delta" in result.stderr
+    assert tree(tmp_path) == before
+
+
 def test_help_and_version(tpde_cli):
     import tpde
 
@@ -127,7 +144,7 @@ def test_warning_about_a_wrapped_state_dict(tpde_cli, tmp_path):
 def test_bench(tpde_cli, rl):
     pytest.importorskip("zstandard")
     printed = ok(tpde_cli("bench", *rl, "--repeats", 1))
-    for name in ("tpde auto", "tpde elias", "tpde zstd", "tpde raw", "XOR + zstd-1", "int32 positions"):
+    for name in ("tpde auto", "tpde elias", "tpde zstd", "tpde raw", "XOR + zstd-1", "int32 position gaps"):
         assert name in printed
     lines = json.loads(ok(tpde_cli("bench", *rl, "--repeats", 1, "--json")))
     assert {"name", "ratio", "pack", "unpack", "stored_bytes"} <= set(lines[0])
@@ -143,6 +160,7 @@ def test_bar_on_a_terminal_only(tmp_path):
 
     def drawn(*arguments):
         ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))
         with subprocess.Popen(
             [*command, *arguments], stderr=theirs, stdout=subprocess.DEVNULL, cwd=tmp_path
         ) as process:

@@ -6,18 +6,8 @@ import pytest
 import torch
 
 import tpde
-from support import assert_same_bits
+from support import assert_same_bits, random_bits
 from tpde import _dtypes, _memory
-
-
-def random_bits(dtype: torch.dtype, shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
-    """A tensor of any bit pattern that dtype allows."""
-    g = torch.Generator().manual_seed(seed)
-    if dtype is torch.bool:
-        return torch.randint(0, 2, shape, generator=g).bool()
-    size = dtype.itemsize
-    octets = torch.randint(0, 256, (*shape[:-1], shape[-1] * size), generator=g, dtype=torch.uint8)
-    return octets.view(dtype)
 
 
 def test_table_agrees_with_safetensors():

@@ -139,6 +139,7 @@ def test_spawned_workers_work():
         assert pool.map_async(_digest, range(4)).get(timeout=120) == [expected] * 4
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_forked_pool_gets_the_error_and_not_a_hang():
     core()
     with multiprocessing.get_context("fork").Pool(1) as pool, pytest.raises(tpde.ForkedError, match="spawn"):

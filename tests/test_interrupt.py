@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
+import re
 import signal
 import subprocess
 import sys
@@ -22,9 +22,9 @@ KILLS = 200
 
 @pytest.fixture
 def large(tmp_path):
-    """Two checkpoints that take a second or more to pack."""
+    """Two checkpoints that take one core a second or more to pack."""
     g = torch.Generator().manual_seed(0)
-    base = torch.randn(24_000_000, generator=g)
+    base = torch.randn(40_000_000, generator=g)
     save_file({"w": base}, tmp_path / "base.safetensors")
     save_file({"w": base + 1e-3 * torch.randn(base.shape, generator=g)}, tmp_path / "target.safetensors")
     return tmp_path
@@ -52,12 +52,12 @@ def interrupt(folder, command):
 
 def test_ctrl_c_in_the_command(large):
     code, out, err = interrupt(
-        large, ["-m", "tpde", "pack", "base.safetensors", "target.safetensors", "delta.safetensors"]
+        large, ["-m", "tpde", "pack", "base.safetensors", "target.safetensors", "delta.safetensors", "--workers", "1"]
     )
-    assert (code, out, err) == (130, "", "tpde: interrupted; nothing was left of the output\n")
+    assert (code, out, err) == (130, "", "tpde: interrupted\n")
     tpde.pack(large / "base.safetensors", large / "target.safetensors", large / "delta.safetensors", level="fast")
     code, out, _ = interrupt(
-        large, ["-m", "tpde", "unpack", "base.safetensors", "delta.safetensors", "out.safetensors"]
+        large, ["-m", "tpde", "unpack", "base.safetensors", "delta.safetensors", "out.safetensors", "--workers", "1"]
     )
     assert (code, out) == (130, "")
 
@@ -66,7 +66,7 @@ def test_ctrl_c_in_a_script_that_goes_on(large):
     script = (
         "import tpde\n"
         "try:\n"
-        "    tpde.pack('base.safetensors', 'target.safetensors', 'delta.safetensors')\n"
+        "    tpde.pack('base.safetensors', 'target.safetensors', 'delta.safetensors', workers=1)\n"
         "except KeyboardInterrupt:\n"
         "    print(tpde.pack(None, {}).keys() >= {'__tpde__'})\n"
     )
@@ -76,16 +76,19 @@ def test_ctrl_c_in_a_script_that_goes_on(large):
 
 # Packs or unpacks in a loop, so that a kill hits any moment of it; the parent knows both possible results.
 LOOP = """
-import sys, tpde
+import sys, time, tpde
 what, a, b, out = sys.argv[1:]
-tpde.inspect("delta_a.safetensors")
-print("ready", flush=True)
+def work(source, out):
+    if what == "pack":
+        tpde.pack("base", source, out, overwrite=True, workers=2)
+    else:
+        tpde.unpack("base", source, out=out, overwrite=True, workers=2)
+start = time.perf_counter()
+work(a, "warm-up")
+print(time.perf_counter() - start, flush=True)
 while True:
-    for source in (a, b):
-        if what == "pack":
-            tpde.pack("base", source, out, overwrite=True, workers=2)
-        else:
-            tpde.unpack("base", source, out=out, overwrite=True, workers=2)
+    work(a, out)
+    work(b, out)
 """
 
 
@@ -133,8 +136,8 @@ def test_kills_lose_nothing(folders, what):
             [sys.executable, "-c", LOOP, what, a, b, str(out)], cwd=folders, stdout=subprocess.PIPE, text=True
         )
         assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(delays.uniform(0, 0.06))
+        seconds = float(process.stdout.readline())  # a run takes; the machine may be slow or busy
+        time.sleep(delays.uniform(0, 4 * seconds))
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
@@ -152,27 +155,32 @@ def test_kills_lose_nothing(folders, what):
     assert names(work) == [out.name], "a later run does not clean up what killed ones left"
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("unshare"), reason="needs a small file system")
+FULL_DISK = """
+import os, subprocess, tpde
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", "small"], check=True)
+for attempt in (
+    lambda: tpde.unpack("base", "delta_a.safetensors", out="small/out"),
+    lambda: tpde.pack("base", "target_a", "small/delta.safetensors", codec="raw"),
+):
+    try:
+        attempt()
+    except tpde.ReadWriteError as error:
+        print(os.listdir("small"), error)
+"""
+
+
 def test_disk_full(folders):
-    script = (
-        "import subprocess, sys, tpde\n"
-        "subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=64k', 'none', 'small'], check=True)\n"
-        "try:\n"
-        "    tpde.unpack('base', 'delta_a.safetensors', out='small/out')\n"
-        "except tpde.ReadWriteError as error:\n"
-        "    import os\n"
-        "    print(os.listdir('small'), 'space' in str(error))\n"
-    )
+    alone = ["unshare", "--user", "--map-root-user", "--mount"]
     (folders / "small").mkdir()
-    probe = subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False)
+    probe = subprocess.run(
+        [*alone, "mount", "-t", "tmpfs", "none", "small"], cwd=folders, capture_output=True, check=False
+    )
     if probe.returncode:
         pytest.skip("this machine does not let users mount")
     result = subprocess.run(
-        ["unshare", "-rm", sys.executable, "-c", script], cwd=folders, capture_output=True, text=True, check=False
+        [*alone, sys.executable, "-c", FULL_DISK], cwd=folders, capture_output=True, text=True, check=False
     )
-    if "mount" in result.stderr and result.returncode:
-        pytest.skip("this machine does not let users mount")
-    assert result.stdout == "[] True\n", result.stderr
+    assert re.fullmatch(r"(\[\] .*(free|space).*\n){2}", result.stdout), result.stdout + result.stderr
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

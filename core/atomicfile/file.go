@@ -111,14 +111,14 @@ func (d *Dir) Name() string { return d.name }
 // another one only with replace, by an exchange of the two names, after which
 // Close removes the old one.
 func (d *Dir) Publish(replace bool) error {
-	// rename(2) replaces an empty folder and nothing else.
-	err := os.Rename(d.name, d.path)
+	// rename(2) replaces an empty folder and nothing else; os.Rename does not.
+	err := unix.Rename(d.name, d.path)
 	switch {
 	case err == nil:
 		d.published = true
 		return nil
 	case !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.ENOTDIR):
-		return Error(err)
+		return Error(&os.LinkError{Op: "rename", Old: d.name, New: d.path, Err: err})
 	case !replace:
 		return exists(d.path)
 	}

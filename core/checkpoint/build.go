@@ -59,7 +59,7 @@ func (b *builder) stream(ctx context.Context, f *fileInfo, s *sink) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		buf := s.buffer(1 << 20)
+		buf := s.buffer(min(1<<20-1, f.bytes) + 1) // one more, to notice a longer file
 		got, err := io.ReadFull(r, buf.data)
 		buf.data = buf.data[:got]
 		n += uint64(got)

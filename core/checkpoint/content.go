@@ -67,7 +67,7 @@ type leaf struct {
 }
 
 func (l *leaf) mismatch(got digest.Sum) error {
-	return status.InTensor(status.Errorf(status.ErrBaseMismatch, "the base has digest %v, the delta was made from %v", got, l.want), l.name)
+	return status.InTensor(status.Errorf(status.ErrBaseMismatch, "the base has digest %v, expected digest %v", got, l.want), l.name)
 }
 
 // check compares the digest of the whole tensor, once.

@@ -170,16 +170,22 @@ func (d *delta) bytesOf(name string) ([]byte, error) {
 	return s.data, nil
 }
 
-// read reads the manifest and validates it against what is stored.
+// read reads the manifest.
 func (d *delta) read() error {
 	packed, err := d.bytesOf(manifestName)
 	if err != nil {
 		return err
 	}
-	if d.manifest, err = decodeManifest(packed); err != nil {
+	m, err := decodeManifest(packed)
+	if err != nil {
 		return err
 	}
-	m := d.manifest
+	return d.validate(m)
+}
+
+// validate makes m the manifest of d if everything that it says is true.
+func (d *delta) validate(m *manifest) error {
+	d.manifest = m
 	if m.Base != d.base.String() {
 		return status.Errorf(status.ErrCorrupt, "the manifest was made for base %s, the metadata say %v", m.Base, d.base)
 	}
@@ -215,40 +221,6 @@ func (d *delta) targetDigest() digest.Sum {
 		list[i] = &tensorInfo{name: t.name, desc: t.desc, digest: t.digest}
 	}
 	return checkpointDigest(list, func(t *tensorInfo) digest.Sum { return t.digest })
-}
-
-func checkPaths(m *manifest) error {
-	if len(m.Files) > maxFiles {
-		return status.Errorf(status.ErrLimit, "%d files, expected at most %d", len(m.Files), maxFiles)
-	}
-	if !m.Folder && (len(m.Files) != 1 || m.Files[0].Kind != fileTensors || strings.Contains(m.Files[0].Path, "/")) {
-		return status.Errorf(status.ErrCorrupt, "the target is no folder, expected exactly one safetensors file")
-	}
-	files := map[string]bool{}
-	for i := range m.Files {
-		path := m.Files[i].Path
-		if !validPath(path) {
-			return status.Errorf(status.ErrCorrupt, "%q is no path inside a folder", path)
-		}
-		if i > 0 && path <= m.Files[i-1].Path {
-			return status.Errorf(status.ErrCorrupt, "files are not sorted, or twice the same: %q after %q", path, m.Files[i-1].Path)
-		}
-		files[path] = true
-	}
-	for i := range m.Files {
-		path := m.Files[i].Path
-		for j := strings.IndexByte(path, '/'); j >= 0; {
-			if files[path[:j]] {
-				return status.Errorf(status.ErrCorrupt, "%q is a file and a folder", path[:j])
-			}
-			next := strings.IndexByte(path[j+1:], '/')
-			if next < 0 {
-				break
-			}
-			j += 1 + next
-		}
-	}
-	return nil
 }
 
 func (d *delta) readFile(i int, f *manifestFile) error {

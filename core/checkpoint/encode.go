@@ -64,7 +64,7 @@ func (k *packer) encodeSmall(ctx context.Context, s *store, tensors []*tensorInf
 			defer base.Close()
 			var blob bytes.Buffer
 			if k.plans[t].kind != kindVerbatim {
-				r.index, err = tensor.Encode(ctx, &blob, t.desc, base.data, target.data, k.o.tensorOptions(t.desc.Type, 1))
+				r.index, err = tensor.Encode(ctx, &blob, t.desc, base.data, target.data, k.tensorOptions(t, 1))
 				r.blob = blob.Bytes()
 			}
 			if err == nil && k.settle(t, len(r.index)+len(r.blob)) {
@@ -96,7 +96,7 @@ func (k *packer) encodeLarge(ctx context.Context, s *store, t *tensorInfo) error
 		if err != nil {
 			return err
 		}
-		index, err := tensor.Encode(ctx, w, t.desc, base.data, target.data, k.o.tensorOptions(t.desc.Type, k.o.Workers))
+		index, err := tensor.Encode(ctx, w, t.desc, base.data, target.data, k.tensorOptions(t, k.o.Workers))
 		if err != nil {
 			return err
 		}
@@ -110,6 +110,17 @@ func (k *packer) encodeLarge(ctx context.Context, s *store, t *tensorInfo) error
 		s.drop()
 	}
 	return s.addVerbatim(pl.stored, t.desc, target.data)
+}
+
+// tensorOptions are the options for t, with the digests of the first pass.
+func (k *packer) tensorOptions(t *tensorInfo, workers int) tensor.Options {
+	o := k.o.tensorOptions(t.desc.Type, workers)
+	pl := k.plans[t]
+	o.TargetDigest = &pl.sum.target
+	if pl.base != nil {
+		o.BaseDigest = &pl.sum.base
+	}
+	return o
 }
 
 // settle decides whether t, packed into the given number of bytes, is better

@@ -124,7 +124,7 @@ func tree(t testing.TB, path string) map[string]string {
 	t.Helper()
 	m := map[string]string{}
 	err := filepath.WalkDir(path, func(p string, e fs.DirEntry, err error) error {
-		if err != nil || e.IsDir() {
+		if err != nil || !e.Type().IsRegular() {
 			return err
 		}
 		data, err := os.ReadFile(p)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"io"
+	"strings"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -22,6 +23,7 @@ const (
 	keyBase        = "tpde.base"
 	keyTarget      = "tpde.target"
 	keyRemoved     = "tpde.removed"
+	maxTargetBytes = 1 << 62   // of all files, so that sums cannot overflow
 	maxManifest    = 256 << 20 // bytes of its JSON
 	windowBytes    = 8 << 20   // of every zstd frame in a delta, so that decoding needs little memory
 	codingZstd     = "zstd"
@@ -107,6 +109,11 @@ func decodeManifest(data []byte) (*manifest, error) {
 	if len(text) > maxManifest {
 		return nil, status.Errorf(status.ErrLimit, "the manifest takes more than %d bytes", maxManifest)
 	}
+	return parseManifest(text)
+}
+
+// parseManifest reads the JSON of a manifest.
+func parseManifest(text []byte) (*manifest, error) {
 	m := new(manifest)
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.DisallowUnknownFields()
@@ -117,6 +124,47 @@ func decodeManifest(data []byte) (*manifest, error) {
 		return nil, status.Errorf(status.ErrCorrupt, "the manifest has %d bytes after its end", int64(len(text))-d.InputOffset())
 	}
 	return m, nil
+}
+
+// checkPaths validates where the files of a target go, before anything is made of
+// the paths.
+func checkPaths(m *manifest) error {
+	if len(m.Files) > maxFiles {
+		return status.Errorf(status.ErrLimit, "%d files, expected at most %d", len(m.Files), maxFiles)
+	}
+	if !m.Folder && (len(m.Files) != 1 || m.Files[0].Kind != fileTensors || strings.Contains(m.Files[0].Path, "/")) {
+		return status.Errorf(status.ErrCorrupt, "the target is no folder, expected exactly one safetensors file")
+	}
+	files := map[string]bool{}
+	var total uint64
+	for i := range m.Files {
+		path := m.Files[i].Path
+		if m.Files[i].Bytes > maxTargetBytes-total {
+			return status.Errorf(status.ErrLimit, "the files have more than %d bytes in all", uint64(maxTargetBytes))
+		}
+		total += m.Files[i].Bytes
+		if !validPath(path) {
+			return status.Errorf(status.ErrCorrupt, "%q is no path inside a folder", path)
+		}
+		if i > 0 && path <= m.Files[i-1].Path {
+			return status.Errorf(status.ErrCorrupt, "files are not sorted, or twice the same: %q after %q", path, m.Files[i-1].Path)
+		}
+		files[path] = true
+	}
+	for i := range m.Files {
+		path := m.Files[i].Path
+		for j := strings.IndexByte(path, '/'); j >= 0; {
+			if files[path[:j]] {
+				return status.Errorf(status.ErrCorrupt, "%q is a file and a folder", path[:j])
+			}
+			next := strings.IndexByte(path[j+1:], '/')
+			if next < 0 {
+				break
+			}
+			j += 1 + next
+		}
+	}
+	return nil
 }
 
 func newCompressor(w io.Writer) (*zstd.Encoder, error) {

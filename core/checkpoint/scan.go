@@ -3,11 +3,7 @@ package checkpoint
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/binary"
 	"sync"
-
-	"github.com/cespare/xxhash/v2"
 
 	"github.com/tpde-project/tpde/core/digest"
 	"github.com/tpde-project/tpde/core/plan"
@@ -66,7 +62,7 @@ func scan(ctx context.Context, workers int, targets, bases []content, done func(
 type scanState struct {
 	mu           sync.Mutex
 	left         int // segments to go
-	target, base []byte
+	target, base *digest.Tree
 	differ       bool
 }
 
@@ -74,9 +70,9 @@ func (s *scanState) start(size uint64, hasBase bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.target == nil {
-		s.target = newTree(size)
+		s.target = digest.NewTree(size)
 		if hasBase {
-			s.base = newTree(size)
+			s.base = digest.NewTree(size)
 		}
 	}
 }
@@ -89,7 +85,7 @@ func (s *scanState) segment(target, base content, off, n uint64) error {
 	if err != nil {
 		return err
 	}
-	hashPages(s.target, t, off)
+	s.target.Add(off, t)
 	if base == nil {
 		return nil
 	}
@@ -97,13 +93,11 @@ func (s *scanState) segment(target, base content, off, n uint64) error {
 	if err != nil {
 		return err
 	}
-	if bytes.Equal(t, b) { // equal pages have equal hashes
-		from := 8 + off/digest.PageBytes*8
-		to := from + (n+digest.PageBytes-1)/digest.PageBytes*8
-		copy(s.base[from:to], s.target[from:to])
+	if bytes.Equal(t, b) {
+		s.base.Copy(s.target, off, n)
 		return nil
 	}
-	hashPages(s.base, b, off)
+	s.base.Add(off, b)
 	s.mu.Lock()
 	s.differ = true
 	s.mu.Unlock()
@@ -116,34 +110,10 @@ func (s *scanState) finish() (r scanned, last bool) {
 	if s.left--; s.left > 0 {
 		return r, false
 	}
-	r = scanned{target: rootOf(s.target), equal: s.base != nil && !s.differ}
+	r = scanned{target: s.target.Sum(), equal: s.base != nil && !s.differ}
 	if s.base != nil {
-		r.base = rootOf(s.base)
+		r.base = s.base.Sum()
 	}
 	s.target, s.base = nil, nil
 	return r, true
-}
-
-// newTree returns the first level of the digest tree (see package digest) of a
-// tensor of the given size, with the page hashes still to be filled in.
-func newTree(size uint64) []byte {
-	tree := make([]byte, 8+(size+digest.PageBytes-1)/digest.PageBytes*8)
-	binary.LittleEndian.PutUint64(tree, size)
-	return tree
-}
-
-// hashPages fills in the hashes of data, which begins at byte off, a multiple
-// of the page size.
-func hashPages(tree, data []byte, off uint64) {
-	tree = tree[8+off/digest.PageBytes*8:]
-	for len(data) > 0 {
-		n := min(len(data), digest.PageBytes)
-		binary.LittleEndian.PutUint64(tree, xxhash.Sum64(data[:n]))
-		data, tree = data[n:], tree[8:]
-	}
-}
-
-func rootOf(tree []byte) digest.Sum {
-	full := sha256.Sum256(tree)
-	return digest.Sum(full[:digest.Size])
 }

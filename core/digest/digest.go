@@ -34,22 +34,53 @@ type Sum [Size]byte
 // String returns the digest in hexadecimal.
 func (s Sum) String() string { return hex.EncodeToString(s[:]) }
 
+// Tree collects the page hashes of a tensor, which may arrive in any order and
+// from several goroutines.
+type Tree struct {
+	hashes []byte // the size, then a hash a page
+}
+
+// NewTree starts the digest of size bytes.
+func NewTree(size uint64) *Tree {
+	t := &Tree{make([]byte, 8+(size+PageBytes-1)/PageBytes*8)}
+	binary.LittleEndian.PutUint64(t.hashes, size)
+	return t
+}
+
+// Add hashes data, which lies at byte off, a multiple of PageBytes, and ends at
+// the end of a page or of the tensor. Calls for different pages may overlap.
+func (t *Tree) Add(off uint64, data []byte) {
+	hashes := t.hashes[8+off/PageBytes*8:]
+	for len(data) > 0 {
+		n := min(len(data), PageBytes)
+		binary.LittleEndian.PutUint64(hashes, xxhash.Sum64(data[:n]))
+		data, hashes = data[n:], hashes[8:]
+	}
+}
+
+// Copy takes the hashes of n bytes at byte off, as Add would see them, from
+// another tree: equal pages have equal hashes.
+func (t *Tree) Copy(from *Tree, off, n uint64) {
+	first, last := 8+off/PageBytes*8, 8+(off+n+PageBytes-1)/PageBytes*8
+	copy(t.hashes[first:last], from.hashes[first:last])
+}
+
+// Sum returns the digest once all pages are there.
+func (t *Tree) Sum() Sum {
+	full := sha256.Sum256(t.hashes)
+	return Sum(full[:Size])
+}
+
 // Of returns the digest of data, computed on up to workers cores.
 func Of(data []byte, workers int) Sum {
-	pages := (len(data) + PageBytes - 1) / PageBytes
-	tree := make([]byte, 8*(1+pages))
-	binary.LittleEndian.PutUint64(tree, uint64(len(data)))
-
-	const pagesPerTask = 1024 // 4 MiB of data
-	tasks := (pages + pagesPerTask - 1) / pagesPerTask
+	const task = 4 << 20
+	size := uint64(len(data))
+	t := NewTree(size)
 	// Each cannot fail here: the context is never canceled and hashing returns no error.
-	_ = plan.Each(context.Background(), workers, tasks, func(_ context.Context, task int) error {
-		for p := task * pagesPerTask; p < min(pages, (task+1)*pagesPerTask); p++ {
-			page := data[p*PageBytes : min(len(data), (p+1)*PageBytes)]
-			binary.LittleEndian.PutUint64(tree[8*(1+p):], xxhash.Sum64(page))
-		}
+	_ = plan.Each(context.Background(), workers, int((size+task-1)/task), func(_ context.Context, i int) error {
+		off := uint64(i) * task
+		t.Add(off, data[off:min(off+task, size)])
 		return nil
 	})
-	full := sha256.Sum256(tree)
-	return Sum(full[:Size])
+	return t.Sum()
 }

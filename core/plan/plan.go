@@ -5,7 +5,11 @@ package plan
 import (
 	"context"
 	"runtime"
+	"runtime/debug"
 	"sync"
+
+	"github.com/tpde-project/tpde/core/fault"
+	"github.com/tpde-project/tpde/core/status"
 )
 
 // Workers returns the number of goroutines to use when the user asked for w:
@@ -52,7 +56,7 @@ func Ordered[T any](ctx context.Context, workers, n int, produce func(ctx contex
 	for range workers {
 		wg.Go(func() {
 			for j := range jobs {
-				v, err := produce(ctx, j.i)
+				v, err := guarded(ctx, j.i, produce)
 				j.out <- result{v, err}
 			}
 		})
@@ -94,12 +98,28 @@ func Ordered[T any](ctx context.Context, workers, n int, produce func(ctx contex
 	return first
 }
 
+// guarded is produce with errors for what would otherwise end the process from
+// this goroutine: a mapped file that somebody shortens, and a panic, which is a
+// bug of ours.
+func guarded[T any](ctx context.Context, i int, produce func(ctx context.Context, i int) (T, error)) (v T, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = status.Errorf(status.ErrInternal, "panic: %v\n%s", p, debug.Stack())
+		}
+	}()
+	err = fault.Guard(func() error {
+		v, err = produce(ctx, i)
+		return err
+	})
+	return v, err
+}
+
 func sequential[T any](ctx context.Context, n int, produce func(ctx context.Context, i int) (T, error), consume func(i int, v T) error) error {
 	for i := range n {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		v, err := produce(ctx, i)
+		v, err := guarded(ctx, i, produce)
 		if err != nil {
 			return err
 		}

@@ -6,6 +6,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/tpde-project/tpde/core/status"
 )
 
 func TestOrderedKeepsOrderAndBoundsMemory(t *testing.T) {
@@ -80,6 +82,18 @@ func TestCancelStopsEarly(t *testing.T) {
 		if !errors.Is(err, context.Canceled) || ran.Load() > 1000 {
 			t.Errorf("%d workers: %v after %d calls", workers, err, ran.Load())
 		}
+	}
+}
+
+func TestPanicBecomesAnError(t *testing.T) {
+	err := Each(context.Background(), 4, 100, func(_ context.Context, i int) error {
+		if i == 7 {
+			panic("boom")
+		}
+		return nil
+	})
+	if !errors.Is(err, status.ErrInternal) {
+		t.Errorf("got %v", err)
 	}
 }
 

@@ -6,11 +6,14 @@ import (
 	"github.com/tpde-project/tpde/core/word"
 )
 
-// A tensor is judged by this many runs of this many words, spread evenly; a
-// tensor that is not larger is looked at whole.
+// A tensor is judged by a sixteenth of its words, but no less than 32 Ki and no
+// more than 128 Ki, in this many runs, spread evenly; a tensor that is not
+// larger is looked at whole.
 const (
 	sampleRuns     = 4
-	sampleRunWords = 32 << 10
+	sampleShare    = 16
+	minSampleWords = 32 << 10
+	maxSampleWords = 128 << 10
 )
 
 // recordCost is about what a chunk record takes in a file.
@@ -27,7 +30,7 @@ func chooseEncoder(s source, o Options) (codec.Encoder, codec.ID, error) {
 		if err != nil {
 			return nil, 0, err
 		}
-		return c.Plan(s.desc.Type, split(all, sampleRunWords*w), o.Level), c.ID(), nil
+		return c.Plan(s.desc.Type, runs(all), o.Level), c.ID(), nil
 	}
 	var best codec.Encoder
 	var bestID codec.ID
@@ -38,11 +41,15 @@ func chooseEncoder(s source, o Options) (codec.Encoder, codec.ID, error) {
 		if err != nil {
 			return nil, 0, err
 		}
-		enc := c.Plan(s.desc.Type, split(all, sampleRunWords*w), o.Level)
+		enc := c.Plan(s.desc.Type, runs(all), o.Level)
 		size := len(enc.Tables())
-		// In chunks of the codec's own size, so that what a chunk costs counts
-		// as it will.
-		for _, b := range split(all, enc.ChunkWords()*w) {
+		// In chunks of the size that they will have, so that what a chunk costs
+		// counts as it will.
+		words, err := chunkWords(s.desc, uint64(len(s.target)/w), enc, o)
+		if err != nil {
+			return nil, 0, err
+		}
+		for _, b := range split(all, int(words)*w) {
 			out, _, err := enc.Encode(buf[:0], b)
 			if err != nil {
 				return nil, 0, err
@@ -60,7 +67,8 @@ func chooseEncoder(s source, o Options) (codec.Encoder, codec.ID, error) {
 // sample returns the sampled runs, one behind the other, as one block.
 func sample(s source) codec.Block {
 	w := uint64(s.desc.Type.WordBytes())
-	size, run := uint64(len(s.target)), sampleRunWords*w
+	size := uint64(len(s.target))
+	run := min(max(size/w/sampleShare, minSampleWords), maxSampleWords) / sampleRuns * w
 	starts := []uint64{0}
 	if size > sampleRuns*run {
 		for i := range uint64(sampleRuns - 1) {
@@ -80,6 +88,12 @@ func sample(s source) codec.Block {
 		all.Residual = append(all.Residual, b.Residual...)
 	}
 	return all
+}
+
+// runs cuts a block into the runs that it was sampled in, about.
+func runs(all codec.Block) []codec.Block {
+	w := all.Type.WordBytes()
+	return split(all, (all.Words()+sampleRuns-1)/sampleRuns*w)
 }
 
 // split cuts a block into blocks of at most n bytes.

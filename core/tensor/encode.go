@@ -35,11 +35,11 @@ func Encode(ctx context.Context, w io.Writer, d Desc, base, target []byte, o Opt
 	x := &container.Index{
 		Type: d.Type, Codec: id, Residual: o.Residual, HasBase: base != nil, Shape: d.Shape,
 		Words: words, ChunkWords: chunkWords, Tables: enc.Tables(),
-		TargetDigest: digest.Of(target, o.Workers),
+		TargetDigest: digestOf(target, o.TargetDigest, o.Workers),
 		Records:      make([]container.Record, container.ChunkCount(words, max(chunkWords, 1))),
 	}
 	if base != nil {
-		x.BaseDigest = digest.Of(base, o.Workers)
+		x.BaseDigest = digestOf(base, o.BaseDigest, o.Workers)
 	}
 	err = plan.Ordered(ctx, o.Workers, len(x.Records),
 		func(_ context.Context, i int) (*encodedChunk, error) {
@@ -63,6 +63,13 @@ func Encode(ctx context.Context, w io.Writer, d Desc, base, target []byte, o Opt
 		return nil, err
 	}
 	return x.Append(nil), nil
+}
+
+func digestOf(data []byte, known *digest.Sum, workers int) digest.Sum {
+	if known != nil {
+		return *known
+	}
+	return digest.Of(data, workers)
 }
 
 func (d Desc) check(base, target []byte, o Options) error {

@@ -8,6 +8,7 @@ package tensor
 
 import (
 	"github.com/tpde-project/tpde/core/codec"
+	"github.com/tpde-project/tpde/core/digest"
 	"github.com/tpde-project/tpde/core/dtype"
 	"github.com/tpde-project/tpde/core/residual"
 )
@@ -27,4 +28,6 @@ type Options struct {
 	// rounded up), ChunkWords their size; 0 and 0 let the codec decide.
 	NumChunks, ChunkWords uint64
 	Workers               int // at most this many cores; 0 means all
+	// Digests of base and target, where the caller has computed them already.
+	BaseDigest, TargetDigest *digest.Sum
 }

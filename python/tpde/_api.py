@@ -75,7 +75,7 @@ def pack(
 
     base, target: a safetensors file, a folder of them, a .pt/.pth/.bin state dict, or a dict of names and tensors (see
         `tpde._sources` for the rules). base None codes everything against nothing.
-    out: path of the delta file, written under a temporary name and renamed. None returns the delta as a dict of uint8
+    out: path of the delta file, written under a temporary name and renamed. None returns the delta as a dict of
         tensors, which `unpack`, `verify` and `inspect` accept; it goes through a file in Python's temporary folder.
     codec: "auto" picks the smallest per tensor by trial, or "raw", "zstd", "elias".
     residual: "bit" (difference of the bit patterns) or "add" (a float to add; float dtypes only).

@@ -58,7 +58,7 @@ def read_pairs(base: Checkpoint, target: Checkpoint, limit_bytes: int) -> tuple[
                 skipped += 1
                 continue
             pair = Pair(name, _read(old, row), _read(new, row))
-            if not torch.equal(_octets(pair.base), _octets(pair.target)):
+            if not torch.equal(_memory.octets(pair.base), _memory.octets(pair.target)):
                 pairs.append(pair)
                 taken += row["bytes"]
     return pairs, skipped
@@ -114,7 +114,7 @@ def _measure_codec(pairs: Sequence[Pair], codec: str, workers: int, repeats: int
 
 
 def _measure_peer(pairs: Sequence[Pair], peer: _peers.Peer, repeats: int) -> Line:
-    arrays = [(_octets(p.base).numpy(), _octets(p.target).numpy(), _word_bytes(p.target)) for p in pairs]
+    arrays = [(_memory.octets(p.base).numpy(), _memory.octets(p.target).numpy(), _word_bytes(p.target)) for p in pairs]
     packed = [peer.pack(*array) for array in arrays]
 
     def pack() -> None:
@@ -140,7 +140,7 @@ def _line(
     unpack: Callable[[], object],
     repeats: int,
 ) -> Line:
-    total = sum(_octets(p.target).numel() for p in pairs)
+    total = sum(_memory.octets(p.target).numel() for p in pairs)
     pack_s, pack_spread = _time(pack, repeats)
     unpack_s, unpack_spread = _time(unpack, repeats)
     return Line(
@@ -162,12 +162,8 @@ def _time(work: Callable[[], object], repeats: int) -> tuple[float, float]:
 
 def _require_equal(name: str, pairs: Sequence[Pair], rebuilt: Sequence[torch.Tensor]) -> None:
     for pair, tensor in zip(pairs, rebuilt, strict=True):
-        if not torch.equal(_octets(tensor), _octets(pair.target)):
+        if not torch.equal(_memory.octets(tensor), _memory.octets(pair.target)):
             raise InternalError(f"{name}: tensor {pair.name!r} was not rebuilt bit for bit; no time is taken")
-
-
-def _octets(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
 def _word_bytes(tensor: torch.Tensor) -> int:

@@ -1,7 +1,8 @@
 """Deltas as files and as dicts: telling a delta from a checkpoint, moving one into memory and back.
 
-A delta in memory is a dict of uint8 tensors, the same as in the file, plus the file's metadata (JSON text) under
-METADATA_KEY, so that it survives being copied, pickled or sent as a plain dict.
+A delta in memory is a dict of the tensors that the file holds (uint8, but for new tensors that are stored as they
+are) plus the file's metadata, JSON text as uint8 under METADATA_KEY, so that it survives being copied, pickled or sent
+as a plain dict.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from tpde._sources import PathLike
 from tpde._status import ArgumentError, CorruptError
@@ -25,18 +26,19 @@ Delta: TypeAlias = "PathLike | Mapping[str, torch.Tensor]"
 
 METADATA_KEY = "__tpde_metadata__"
 _MANIFEST_KEY = "__tpde__"
+_INDEX_SUFFIX = ".index.json"
 # Far above what any header needs; a length beyond it is not one of ours.
 _MAX_HEADER_BYTES = 100_000_000
 
 
 def is_delta(value: Any) -> bool:
-    """Reports whether value is a delta: a dict made by pack, or a path of an existing delta file."""
+    """Reports whether value is a delta: a dict made by pack, or a path of an existing delta, sharded or not."""
     if isinstance(value, Mapping):
         return _MANIFEST_KEY in value
     path = Path(value)
-    if path.is_dir():
-        return any(_header_is_delta(p) for p in sorted(path.glob("*.safetensors"))[:1])
-    if path.name.endswith(".index.json"):
+    if not path.exists() and not path.name.endswith(_INDEX_SUFFIX):
+        path = path.with_name(path.name + _INDEX_SUFFIX)  # what pack calls the index of a sharded delta
+    if path.name.endswith(_INDEX_SUFFIX):
         return any(_header_is_delta(p) for p in _shards(path)[:1])
     return _header_is_delta(path)
 
@@ -59,32 +61,49 @@ def _header_is_delta(path: Path) -> bool:
 def read_metadata(path: Path) -> dict[str, str]:
     """Returns the metadata in the header of a safetensors file."""
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > _MAX_HEADER_BYTES:
-            raise CorruptError(f"{path}: not a safetensors file: header of {length} bytes")
-        text = file.read(length)
-    try:
-        metadata = json.loads(text).get("__metadata__") or {}
-    except (ValueError, AttributeError) as error:
-        raise CorruptError(f"{path}: not a safetensors file: {error}") from None
+        metadata = _read_header(file, path).get("__metadata__") or {}
     return {str(key): str(value) for key, value in metadata.items()}
 
 
-def load(path: Path) -> dict[str, torch.Tensor]:
-    """Returns a delta file (one file, not sharded) as a dict."""
-    import numpy as np
-    import torch
-    from safetensors.torch import load as load_bytes
+def _read_header(file: BinaryIO, path: Path) -> dict[str, Any]:
+    """Reads the header of a safetensors file; file stands at the first tensor then."""
+    length = int.from_bytes(file.read(8), "little")
+    if length > _MAX_HEADER_BYTES:
+        raise CorruptError(f"{path}: not a safetensors file: header of {length} bytes")
+    try:
+        header = json.loads(file.read(length))
+    except ValueError as error:
+        raise CorruptError(f"{path}: not a safetensors file: {error}") from None
+    if not isinstance(header, dict):
+        raise CorruptError(f"{path}: not a safetensors file: its header is no object")
+    return header
 
-    tensors: dict[str, torch.Tensor] = load_bytes(path.read_bytes())
-    metadata = json.dumps(read_metadata(path), sort_keys=True).encode()
-    tensors[METADATA_KEY] = torch.from_numpy(np.frombuffer(metadata, dtype=np.uint8).copy())
+
+def load(path: Path) -> dict[str, torch.Tensor]:
+    """Returns a delta file (one file, not sharded, just written by pack) as a dict."""
+    # Not with safetensors' own functions: they do not read every dtype that they write.
+    import torch
+
+    from tpde import _dtypes
+
+    tensors: dict[str, torch.Tensor] = {}
+    with path.open("rb") as file:
+        header = _read_header(file, path)
+        metadata = json.dumps(header.pop("__metadata__"), sort_keys=True).encode()
+        for name, row in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            begin, end = row["data_offsets"]
+            dtype = _dtypes.torch_of_name(row["dtype"])
+            octets = torch.empty(end - begin, dtype=torch.uint8)
+            file.readinto(octets.numpy().data)
+            shape = _dtypes.torch_shape(_dtypes.number_of(dtype), row["shape"])
+            tensors[name] = octets.view(dtype).reshape(shape)
+    tensors[METADATA_KEY] = torch.frombuffer(bytearray(metadata), dtype=torch.uint8)
     return tensors
 
 
 def save(delta: Mapping[str, torch.Tensor], path: Path) -> None:
     """Writes a delta that load returned to a file that the core reads."""
-    from safetensors.torch import save_file
+    from tpde import _dtypes, _memory
 
     if METADATA_KEY not in delta or _MANIFEST_KEY not in delta:
         raise ArgumentError(
@@ -92,11 +111,21 @@ def save(delta: Mapping[str, torch.Tensor], path: Path) -> None:
             f"and {METADATA_KEY!r}"
         )
     try:
-        metadata = json.loads(bytes(delta[METADATA_KEY].cpu().numpy()))
+        header: dict[str, Any] = {"__metadata__": json.loads(bytes(delta[METADATA_KEY].cpu().numpy()))}
     except ValueError as error:
         raise CorruptError(f"delta: {METADATA_KEY!r} is damaged: {error}") from None
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in delta.items() if name != METADATA_KEY}
-    save_file(tensors, path, metadata=metadata)
+    tensors = {name: _memory.host(t, f"delta: {name!r}") for name, t in delta.items() if name != METADATA_KEY}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        dtype = _dtypes.name_of(_dtypes.number_of(tensor.dtype))
+        header[name] = {"dtype": dtype, "shape": _dtypes.element_shape(tensor), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(_memory.octets(tensor).numpy().data)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 from tpde._core import core
 
 # Short enough that Ctrl-C feels immediate: Python runs signal handlers between waits.
-_STEP_MS = 100
+_STEP_MS = 50
 
 
 def run(start: Callable[[], int], label: str, progress: bool | None) -> dict[str, Any]:

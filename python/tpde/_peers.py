@@ -67,19 +67,19 @@ def _zstd_peers() -> list[Peer]:
         words = _WORDS[word_bytes]
         old, new = base.view(words), target.view(words)
         positions = np.flatnonzero(old != new)
-        values = new[positions] - old[positions]
-        return [compress(positions.astype(np.int32), 3), compress(values, 3)]
+        gaps = np.diff(positions, prepend=0).astype(np.int32)
+        return [compress(gaps, 3), compress(new[positions] - old[positions], 3)]
 
     def unpack_sparse(base: Bytes, parts: list[bytes], word_bytes: int) -> Bytes:
         words = _WORDS[word_bytes]
-        out = base.copy()
-        positions = np.frombuffer(decompress(parts[0]), np.int32)
+        out: Bytes = base.copy()
+        positions = np.cumsum(np.frombuffer(decompress(parts[0]), np.int32), dtype=np.int64)
         out.view(words)[positions] += np.frombuffer(decompress(parts[1]), words)
         return out
 
     return [
         Peer("XOR + zstd-1, byte planes, dense", pack_dense, unpack_dense),
-        Peer("int32 positions + values, zstd-3", pack_sparse, unpack_sparse),
+        Peer("int32 position gaps + values, zstd-3", pack_sparse, unpack_sparse),
     ]
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import warnings
+import zipfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -82,13 +83,9 @@ def _torch_load(path: str) -> Any:
 
     if not os.path.exists(path):
         raise NotFoundError(f"{path}: no such file")
+    mapped = zipfile.is_zipfile(path)  # files of torch before 1.6 are no zip archives and cannot be mapped
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError as error:
-        if "mmap" not in str(error):
-            raise UnsupportedError(f"{path}: not a PyTorch state dict: {_first_line(error)}") from error
-        # Files of torch before 1.6 are no zip archives and cannot be mapped.
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises pickle's, zipfile's and struct's errors, too
         raise UnsupportedError(
             f"{path}: cannot be read as a PyTorch state dict with weights_only=True: {_first_line(error)}"

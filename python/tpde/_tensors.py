@@ -138,12 +138,12 @@ def reconstruct(
     data_blob = _memory.require_bytes(data_blob, "data_blob")
     if base is not None:
         base = _memory.require_cpu(_memory.as_tensor(base, "base"), "base")
-    if out is None and workers == 0:
-        info = read_index(index_map)
-        return _ops.reconstruct(base, index_map, data_blob, info.shape, info.dtype, verify)
     if out is None:
-        info = read_index(index_map)
-        out = torch.empty(info.shape, dtype=info.dtype)
+        raw = core().index_read(*_memory.pointer(index_map))
+        dtype, shape = _dtypes.torch_of(raw["dtype"]), _dtypes.torch_shape(raw["dtype"], raw["shape"])
+        if workers == 0:
+            return _ops.reconstruct(base, index_map, data_blob, shape, dtype, verify)
+        out = torch.empty(shape, dtype=dtype)
     _ops.reconstruct_into(_output(out), base, index_map, data_blob, verify, _options.count("workers", workers))
     return out
 
@@ -171,8 +171,8 @@ def scatter_add(
     Equal to `base.flatten().scatter_add_(0, indices, values)` on unique indices, bit for bit, but for the payload of
     a NaN, in which torch's own operators differ from each other.
 
-    base: CPU tensor of any shape, of a float or integer dtype. indices: int64 [n], each once; sorted first if they are not
-        increasing. values: [n], of base's dtype.
+    base: CPU tensor of any shape, of a float or integer dtype.
+    indices: int64 [n], each once; sorted first if they are not increasing. values: [n], of base's dtype.
     chunk_map: int64 [chunks + 1], where each chunk of work starts in indices (`tpde.chunk_map` makes one); it spreads
         the work over cores and does not change the result. None: 64 even chunks.
     out: contiguous CPU tensor like base to write to; base itself adds in place.

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _UsageError as error:
         arguments.parser.error(str(error))
     except KeyboardInterrupt:
-        print("tpde: interrupted; nothing was left of the output", file=sys.stderr)
+        print("tpde: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `tpde inspect ... | head`
         sys.stderr.close()
@@ -178,11 +178,13 @@ def _pack(arguments: argparse.Namespace) -> None:
 
 
 def _unpack(arguments: argparse.Namespace) -> None:
-    from tpde import _api
+    from tpde import _api, _deltas
 
     *deltas, out = arguments.paths
     if not deltas:
         raise _UsageError("expected BASE DELTA [DELTA ...] OUT, got 2 paths")
+    if _deltas.is_delta(out):  # with --force it would be lost
+        raise _UsageError(f"expected BASE DELTA [DELTA ...] OUT, but the last path, {out}, is a delta")
     report = _api.unpack(
         _checkpoint(arguments.base),
         *deltas,

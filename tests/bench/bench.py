@@ -56,19 +56,23 @@ def scenarios() -> Iterator[tuple[str, list[Pair], int]]:
             old, new = (load_file(PIECES / folder / f"{step}.safetensors") for step in (base, target))
             pairs = [Pair(name, old[name], new[name]) for name in old]
         yield title, pairs, 0
-    for title, rows, columns in (
-        ("prototype: 768x2304 fp32, 10% + randn*0.01", 768, 2304),
-        ("prototype: 1024x4096 fp32, 10% + randn*0.01", 1024, 4096),
-        ("prototype: layer-norm bias 768 fp32", 1, 768),
+    for title, rows, columns, std in (
+        ("prototype: c_attn 768x2304 fp32, 10% + randn*0.01", 768, 2304, C_ATTN_STD),
+        ("prototype: 1024x4096 fp32, 10% + randn*0.01", 1024, 4096, 1.0),
+        ("prototype: layer-norm bias 768 fp32", 1, 768, C_ATTN_STD),
     ):
-        yield title, [prototype(rows, columns)], 0
-    yield "prototype: 768x2304 fp32, 64 chunks", [prototype(768, 2304)], 64
+        yield title, [prototype(rows, columns, std)], 0
+    yield "prototype: c_attn 768x2304 fp32, 64 chunks", [prototype(768, 2304, C_ATTN_STD)], 64
 
 
-def prototype(rows: int, columns: int) -> Pair:
-    """Weights of randn, a tenth of them changed by randn * 0.01, as tests/test_ratios.py has them."""
+# About the standard deviation of GPT-2's trained c_attn weights. It decides how many bits a change of 0.01 has.
+C_ATTN_STD = 0.14
+
+
+def prototype(rows: int, columns: int, std: float) -> Pair:
+    """Weights of randn * std, a tenth of them changed by randn * 0.01, as tests/test_ratios.py has them."""
     g = torch.Generator().manual_seed(0)
-    base = torch.randn(rows, columns, generator=g)
+    base = std * torch.randn(rows, columns, generator=g)
     changed = torch.rand(rows, columns, generator=g) < 0.1
     return Pair("weight", base, torch.where(changed, base + 0.01 * torch.randn(rows, columns, generator=g), base))
 

@@ -52,11 +52,6 @@ func (w *writer) putGamma(v uint64, k uint) {
 	w.put(x, 2*zeros+1+k)
 }
 
-// gammaBits returns the length of the code that putGamma writes.
-func gammaBits(v uint64, k uint) uint {
-	return 2*uint(bits.Len64(v+1<<k)) - 1 - k
-}
-
 // slack is how many readable bytes follow the last bit of a reader's buffer,
 // so that a window can always be loaded.
 const slack = 8

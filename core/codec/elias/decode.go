@@ -103,8 +103,8 @@ func (d *decoder[T]) block(base, res []T, data []byte, buf *[]byte) (rest []byte
 // that falls below 2^15 says that the word has a value. The dense class has a
 // counter that stands at 2^15 at all times, so that each of its words does.
 func (d *decoder[T]) lane(base, res []T, lane int, buf []byte, pos uint) (end uint, deltas uint32, ok bool) {
-	const full = 1<<15 | 1<<31 | 1<<47 | 1<<63
-	group := groupBytes / word.Size[T]()
+	size := word.Size[T]()
+	group, stride := groupBytes/size, lanes*groupBytes
 	shift := d.tables.shift & 63
 	counters := uint64(full)
 	ok = true
@@ -113,18 +113,16 @@ func (d *decoder[T]) lane(base, res []T, lane int, buf []byte, pos uint) (end ui
 		pos += n
 		counters += gap << (16 * class)
 	}
-	for from := lane * group; from < len(res); from += lanes * group {
+	bytes := word.Bytes(base)
+	for off := lane * groupBytes; ; off += stride {
+		off, counters = d.steps.skip(size, bytes, off, stride, shift, counters)
+		from := off / size
+		if from >= len(res) {
+			break
+		}
 		to := min(from+group, len(res))
 		b, r := base[from:to], res[from:to]
 		r = r[:len(b)]
-		if len(b) == group {
-			// Nearly every group of a sparse residual: no counter runs out.
-			// At most 16 is subtracted, so none borrows from the next.
-			if after := counters - sumGroup(&d.steps, b, shift); after&full == full {
-				counters = after
-				continue
-			}
-		}
 		for j, w := range b {
 			c := uint64(w) >> shift & (maxContexts - 1)
 			counters -= d.steps[c]

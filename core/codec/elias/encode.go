@@ -106,7 +106,8 @@ func (e *encoder[T]) block(dst []byte, base, res []T, s *encodeState[T]) ([]byte
 // collect finds the events of a lane. It returns the first gap of each class,
 // packed, and the number of changed words, and fills s.events.
 func (e *encoder[T]) collect(base, res []T, lane int, s *encodeState[T]) (first uint64, deltas uint32) {
-	group := groupBytes / word.Size[T]()
+	size := word.Size[T]()
+	group, stride := groupBytes/size, lanes*groupBytes
 	events := s.events[:0]
 	last := [maxGaps]int{-1, -1, -1}
 	var count uint64 // unchanged words of each class since its last event, packed
@@ -121,17 +122,18 @@ func (e *encoder[T]) collect(base, res []T, lane int, s *encodeState[T]) (first 
 		}
 		count &^= 0xffff << (16 * class)
 	}
-	for from := lane * group; from < len(res); from += lanes * group {
+	baseBytes, resBytes := word.Bytes(base), word.Bytes(res)
+	for off := lane * groupBytes; ; off += stride {
+		var unchanged uint64
+		off, unchanged = e.steps.count(size, baseBytes, resBytes, off, stride, shift)
+		count += unchanged
+		from := off / size
+		if from >= len(res) {
+			break
+		}
 		to := min(from+group, len(res))
 		r, b := res[from:to], base[from:to]
 		b = b[:len(r)]
-		if len(r) == group && allZero(r) {
-			// Nearly every group of a sparse residual: only count.
-			if sum := sumGroup(&e.steps, b, shift); sum < 1<<(16*dense) {
-				count += sum
-				continue
-			}
-		}
 		for j, v := range r {
 			c := uint8(uint64(b[j]) >> shift & (maxContexts - 1))
 			x := &e.ctx[c]
@@ -189,19 +191,19 @@ func putValue[T word.Word](w *writer, v T, x *context) {
 		if x.class != dense {
 			z-- // never zero in a gap class
 		}
-		q, k := uint64(z)>>x.code+1, uint(x.code)
-		zeros := uint(bits.Len64(q)) - 1
-		if zeros >= maxZeros {
+		k := uint(x.code)
+		zeros := uint(bits.Len64(uint64(z)>>k+1)) - 1
+		switch {
+		case zeros >= maxZeros:
 			w.put(0, maxZeros)
 			putWord(w, v)
-			return
-		}
-		w.put(q, 2*zeros+1)
-		if k > 32 {
+		case k <= 40:
+			w.put(uint64(z)+1<<k, 2*zeros+1+k)
+		default: // longer than put takes at once
+			w.put(uint64(z)>>k+1, 2*zeros+1)
 			w.put(uint64(z)>>32&(1<<(k-32)-1), k-32)
-			k = 32
+			w.put(uint64(z)&(1<<32-1), 32)
 		}
-		w.put(uint64(z)&(1<<k-1), k)
 	}
 }
 

@@ -1,10 +1,6 @@
 package elias
 
-import (
-	"encoding/binary"
-
-	"github.com/tpde-project/tpde/core/word"
-)
+import "encoding/binary"
 
 // stepTable maps the low 5 bits of w>>shift to a one in the field of the
 // word's class: 16 bits for each gap class, the highest 16 for the dense class.
@@ -46,25 +42,87 @@ func (s *stepTable) sum8(lo, hi uint64) uint64 {
 		s[hi>>32&m] + s[hi>>40&m] + s[hi>>48&m] + s[hi>>56&m]
 }
 
-// sumGroup adds up the steps of the words in the 16 bytes of group.
-func sumGroup[T word.Word](s *stepTable, group []T, shift uint64) uint64 {
-	b := word.Bytes(group)
-	lo := binary.LittleEndian.Uint64(b) >> shift
-	hi := binary.LittleEndian.Uint64(b[8:]) >> shift
-	switch word.Size[T]() {
+// full is the packed counters of a lane when no gap has a word left: see
+// decoder.lane.
+const full = 1<<15 | 1<<31 | 1<<47 | 1<<63
+
+// skip subtracts the steps of whole groups from the counters, a row of stride
+// bytes apart from byte off of base on, as long as none runs out: nearly every
+// group of a sparse residual. At most 16 is subtracted at a time, so no counter
+// borrows from the next. The loops differ in the word size alone.
+func (s *stepTable) skip(wordBytes int, base []byte, off, stride int, shift, counters uint64) (int, uint64) {
+	switch wordBytes {
 	case 1:
-		return s.sum8(lo, hi)
+		for ; off+groupBytes <= len(base); off += stride {
+			lo, hi := load(base, off, shift)
+			after := counters - s.sum8(lo, hi)
+			if after&full != full {
+				break
+			}
+			counters = after
+		}
 	case 2:
-		return s.sum16(lo, hi)
+		for ; off+groupBytes <= len(base); off += stride {
+			lo, hi := load(base, off, shift)
+			after := counters - s.sum16(lo, hi)
+			if after&full != full {
+				break
+			}
+			counters = after
+		}
 	case 4:
-		return s.sum32(lo, hi)
+		for ; off+groupBytes <= len(base); off += stride {
+			lo, hi := load(base, off, shift)
+			after := counters - s.sum32(lo, hi)
+			if after&full != full {
+				break
+			}
+			counters = after
+		}
 	default:
-		return s.sum64(lo, hi)
+		for ; off+groupBytes <= len(base); off += stride {
+			lo, hi := load(base, off, shift)
+			after := counters - s.sum64(lo, hi)
+			if after&full != full {
+				break
+			}
+			counters = after
+		}
 	}
+	return off, counters
 }
 
-// allZero reports whether the 16 bytes of group are zero.
-func allZero[T word.Word](group []T) bool {
-	b := word.Bytes(group)
-	return binary.LittleEndian.Uint64(b)|binary.LittleEndian.Uint64(b[8:]) == 0
+// load returns the group at byte off of b as two shifted words of 64 bits.
+func load(b []byte, off int, shift uint64) (lo, hi uint64) {
+	g := b[off : off+groupBytes]
+	return binary.LittleEndian.Uint64(g) >> (shift & 63), binary.LittleEndian.Uint64(g[8:]) >> (shift & 63)
+}
+
+// count adds up the steps of whole groups like skip, as long as their residual
+// is zero and none of their words is dense.
+func (s *stepTable) count(wordBytes int, base, res []byte, off, stride int, shift uint64) (int, uint64) {
+	var total uint64
+	for ; off+groupBytes <= len(base); off += stride {
+		r := res[off : off+groupBytes]
+		if binary.LittleEndian.Uint64(r)|binary.LittleEndian.Uint64(r[8:]) != 0 {
+			break
+		}
+		lo, hi := load(base, off, shift)
+		var sum uint64
+		switch wordBytes {
+		case 1:
+			sum = s.sum8(lo, hi)
+		case 2:
+			sum = s.sum16(lo, hi)
+		case 4:
+			sum = s.sum32(lo, hi)
+		default:
+			sum = s.sum64(lo, hi)
+		}
+		if sum >= 1<<(16*dense) {
+			break
+		}
+		total += sum
+	}
+	return off, total
 }

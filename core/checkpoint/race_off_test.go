@@ -1,0 +1,6 @@
+//go:build !race
+
+package checkpoint
+
+// See race_on_test.go.
+const raceDetector = false
