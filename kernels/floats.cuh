@@ -41,6 +41,10 @@ TPDE_FN float add_float(float a, float b) {
 #define TPDE_MEMBER static inline
 #endif
 
+// The NaN that NVIDIA's conversions to F16 and BF16 give, torch's on CUDA among
+// them, whatever the NaN was. Processors differ; core/residual relies on none.
+const u32 kNan16 = 0x7fff;
+
 struct F32 {
   typedef u32 Bits;
   TPDE_MEMBER Bits add(Bits a, Bits b) { return bits_of(add_float(float_of(a), float_of(b))); }
@@ -48,10 +52,9 @@ struct F32 {
 
 struct BF16 {
   typedef u16 Bits;
-  static const u32 kNan = 0x7fc0;
   TPDE_MEMBER Bits round(float f) {
     u32 u = bits_of(f);
-    if ((u & 0x7fffffff) > 0x7f800000) return (Bits)kNan;
+    if ((u & 0x7fffffff) > 0x7f800000) return (Bits)kNan16;
     return (Bits)((u + 0x7fff + (u >> 16 & 1)) >> 16);
   }
   TPDE_MEMBER Bits add(Bits a, Bits b) { return round(add_float(float_of((u32)a << 16), float_of((u32)b << 16))); }
@@ -69,7 +72,7 @@ struct F16 {
   }
   TPDE_MEMBER Bits round(float f) {
     u32 u = bits_of(f), sign = u >> 16 & 0x8000, a = u & 0x7fffffff;
-    if (a > 0x7f800000) return (Bits)(sign | 0x7e00);
+    if (a > 0x7f800000) return (Bits)kNan16;
     if (a >= 0x477ff000) return (Bits)(sign | 0x7c00);  // rounds to 2^16 or more
     if (a >= 0x38800000) return (Bits)(sign | (a - 0x38000000 + 0xfff + (a >> 13 & 1)) >> 13);
     if (a <= 0x33000000) return (Bits)sign;  // at most half of the least subnormal
