@@ -2,7 +2,9 @@
 //
 // launch: threads=128 chunks_per_block=4
 // Compiled for each word size, -DWORD=u8|u16|u32|u64, and, for the add
-// residual, each dtype of it, -DADD=F32|F16|BF16|F64.
+// residual, each dtype of it, -DADD=F32|F16|BF16|F64. With
+// -DQUANT=quant::kF32|kF16|kBF16 the base is quantised: item.base is a
+// QuantBase, and its values in that dtype are the base words.
 #include "batch.cuh"
 #include "elias.cuh"
 
@@ -42,6 +44,12 @@ extern "C" __global__ void __launch_bounds__(kWarps * 32, kBlocks) elias_decode(
   for (u32 i = threadIdx.x; i < sizeof(Tables) / 4; i += blockDim.x) {
     reinterpret_cast<u32*>(&tables)[i] = reinterpret_cast<const u32*>(item.tables)[i];
   }
+#ifdef QUANT
+  __shared__ quant::QuantBase quantised;
+  for (u32 i = threadIdx.x; i < sizeof(quantised) / 4; i += blockDim.x) {
+    reinterpret_cast<u32*>(&quantised)[i] = reinterpret_cast<const u32*>(item.base)[i];
+  }
+#endif
   __syncthreads();
   const u32 lane = threadIdx.x & 31;
   const u32 chunk = (blockIdx.x - item.first_block) * kWarps + threadIdx.x / 32;
@@ -61,7 +69,13 @@ extern "C" __global__ void __launch_bounds__(kWarps * 32, kBlocks) elias_decode(
     Block<WORD> b;
     b.words = min_u32(words, kBlockWords);
     b.dst = static_cast<WORD*>(item.dst) + first;
+#ifdef QUANT
+    b.base = nullptr;
+    b.quantised = &quantised;
+    b.first = first;
+#else
     b.base = item.base ? static_cast<const WORD*>(item.base) + first : nullptr;
+#endif
     b.aligned = ((reinterpret_cast<u64>(b.dst) | reinterpret_cast<u64>(b.base)) & 15) == 0;
 
     // The head. Every size is checked before it is used.

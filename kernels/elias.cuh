@@ -7,6 +7,9 @@
 #pragma once
 
 #include "residual.cuh"
+#ifdef QUANT
+#include "dequant.cuh"
+#endif
 
 namespace elias {
 
@@ -207,10 +210,14 @@ struct Counters {
 // What a lane knows of its block.
 template <typename Word>
 struct Block {
-  const Word* base;  // global memory; nullptr: all zero
+  const Word* base;  // global memory; nullptr: all zero; unused with QUANT
   Word* dst;         // global memory; may be base
   u32 words;
   bool aligned;      // base and dst are 16-byte aligned
+#ifdef QUANT
+  const quant::QuantBase* quantised;  // shared memory
+  u64 first;                          // element of the tensor that word 0 is
+#endif
 };
 
 // Loads the 16 bytes from word `first` on, or what is left of the block.
@@ -218,6 +225,10 @@ template <typename Word>
 TPDE_FN Group load_group(const Block<Word>& b, u32 first) {
   const u32 n = 16 / sizeof(Word);
   Group g = {{0, 0, 0, 0}};
+#ifdef QUANT
+  if (first < b.words) g = quant::dequant_any<QUANT>(*b.quantised, b.first + first, min_u32(b.words - first, n));
+  return g;
+#endif
   if (!b.base) return g;
 #ifdef __CUDA_ARCH__
   if (b.aligned && first + n <= b.words) {

@@ -3,38 +3,66 @@
 //
 // launch: threads=256 chunks_per_block=1
 // Compiled for each word size, -DWORD=u8|u16|u32|u64, and, for the add
-// residual, each dtype of it, -DADD=F32|F16|BF16|F64.
+// residual, each dtype of it, -DADD=F32|F16|BF16|F64. With
+// -DQUANT=quant::kF32|kF16|kBF16 the base is quantised: item.base is a
+// QuantBase, and its values in that dtype are the base words.
 #include "batch.cuh"
 #include "residual.cuh"
+#ifdef QUANT
+#include "dequant.cuh"
+#endif
 
 namespace {
 
 const u32 kThreads = 256;
-const u32 kAhead = 8;  // deltas that a thread loads before the copy
+const u32 kAhead = 4;  // deltas that a thread loads before the copy
 
 struct Chunk {
-  const WORD* base;  // of the chunk; null without a base
+  const WORD* base;  // of the chunk; null without a base, unused with QUANT
   WORD* dst;
   u32 words;
-
-  __device__ WORD base_word(u32 i) const { return base ? base[i] : (WORD)0; }
+#ifdef QUANT
+  const quant::QuantBase* quantised;  // shared memory
+  u64 first;                          // element of the tensor that word 0 is
+#endif
 };
 
-// dst = base, 16 bytes at a time where both are aligned.
+// Group i of 16 bytes of the base, all of it in the chunk.
+__device__ uint4 base_group(const Chunk& c, u32 i) {
+#ifdef QUANT
+  const u32 per = 16 / sizeof(WORD);
+  const Group g = quant::dequant_any<QUANT>(*c.quantised, c.first + (u64)i * per, per);
+  return make_uint4(g.w[0], g.w[1], g.w[2], g.w[3]);
+#else
+  return c.base ? reinterpret_cast<const uint4*>(c.base)[i] : make_uint4(0, 0, 0, 0);
+#endif
+}
+
+__device__ WORD base_word(const Chunk& c, u32 i) {
+#ifdef QUANT
+  return (WORD)quant::dequant_any<QUANT>(*c.quantised, c.first + i, 1).w[0];
+#else
+  return c.base ? c.base[i] : (WORD)0;
+#endif
+}
+
+// Whether whole groups of base and dst can be loaded and stored at once.
+__device__ bool aligned(const Chunk& c) {
+  return ((reinterpret_cast<u64>(c.base) | reinterpret_cast<u64>(c.dst)) & 15) == 0;
+}
+
+// dst = base.
 __device__ void copy_base(const Chunk& c) {
   const u32 per = 16 / sizeof(WORD);
   u32 done = 0;
-  if (((reinterpret_cast<u64>(c.base) | reinterpret_cast<u64>(c.dst)) & 15) == 0) {
+  if (aligned(c)) {
     const u32 groups = c.words / per;
-    const uint4* from = reinterpret_cast<const uint4*>(c.base);
     uint4* to = reinterpret_cast<uint4*>(c.dst);
 #pragma unroll 8
-    for (u32 i = threadIdx.x; i < groups; i += kThreads) {
-      to[i] = c.base ? from[i] : make_uint4(0, 0, 0, 0);
-    }
+    for (u32 i = threadIdx.x; i < groups; i += kThreads) to[i] = base_group(c, i);
     done = groups * per;
   }
-  for (u32 i = done + threadIdx.x; i < c.words; i += kThreads) c.dst[i] = c.base_word(i);
+  for (u32 i = done + threadIdx.x; i < c.words; i += kThreads) c.dst[i] = base_word(c, i);
 }
 
 // The words of a 32-bit register, one by one; WORD has at most 32 bits.
@@ -47,30 +75,31 @@ __device__ u32 apply_packed(u32 base, u32 residual) {
   return out;
 }
 
-// Every word has a residual.
+// Every word has a residual. Residuals lie at multiples of 8 bytes.
 __device__ void decode_dense(const Chunk& c, const WORD* residual) {
   u32 done = 0;
-  if (sizeof(WORD) < 8 && c.base && ((reinterpret_cast<u64>(c.base) | reinterpret_cast<u64>(c.dst)) & 7) == 0) {
-    const u32 per = 8 / sizeof(WORD);
+  if (sizeof(WORD) < 8 && aligned(c)) {
+    const u32 per = 16 / sizeof(WORD);
     const u32 groups = c.words / per;
-    const uint2* from = reinterpret_cast<const uint2*>(c.base);
-    const uint2* add = reinterpret_cast<const uint2*>(residual);  // chunks lie at multiples of 8 bytes
-    uint2* to = reinterpret_cast<uint2*>(c.dst);
+    const uint2* add = reinterpret_cast<const uint2*>(residual);
+    uint4* to = reinterpret_cast<uint4*>(c.dst);
 #pragma unroll 4
     for (u32 i = threadIdx.x; i < groups; i += kThreads) {
-      const uint2 b = from[i], r = add[i];
-      to[i] = make_uint2(apply_packed(b.x, r.x), apply_packed(b.y, r.y));
+      const uint4 b = base_group(c, i);
+      const uint2 low = add[2 * i], high = add[2 * i + 1];
+      to[i] = make_uint4(apply_packed(b.x, low.x), apply_packed(b.y, low.y), apply_packed(b.z, high.x),
+                         apply_packed(b.w, high.y));
     }
     done = groups * per;
   }
-  for (u32 i = done + threadIdx.x; i < c.words; i += kThreads) c.dst[i] = apply<WORD>(c.base_word(i), residual[i]);
+  for (u32 i = done + threadIdx.x; i < c.words; i += kThreads) c.dst[i] = apply<WORD>(base_word(c, i), residual[i]);
 }
 
-// One delta: checks it and writes its word. Numbers ascend strictly, so each
-// word is written by one thread.
+// One delta: checks it and adds it to its word of dst, which holds the base.
+// Numbers ascend strictly, so each word is changed by one thread.
 __device__ bool put_delta(const Chunk& c, u32 at, u32 before, bool first, WORD residual) {
   const bool good = at < c.words && (first || before < at) && residual != 0;
-  if (good) c.dst[at] = apply<WORD>(c.base_word(at), residual);
+  if (good) c.dst[at] = apply<WORD>(c.dst[at], residual);
   return good;
 }
 
@@ -113,7 +142,18 @@ extern "C" __global__ void __launch_bounds__(kThreads) raw_decode(const __grid_c
   Chunk c;
   c.words = r.uncompressed_bytes / sizeof(WORD);
   c.dst = static_cast<WORD*>(item.dst) + r.output_word;
+#ifdef QUANT
+  __shared__ quant::QuantBase quantised;
+  for (u32 i = threadIdx.x; i < sizeof(quantised) / 4; i += kThreads) {
+    reinterpret_cast<u32*>(&quantised)[i] = reinterpret_cast<const u32*>(item.base)[i];
+  }
+  __syncthreads();
+  c.base = nullptr;
+  c.quantised = &quantised;
+  c.first = r.output_word;
+#else
   c.base = item.base ? static_cast<const WORD*>(item.base) + r.output_word : nullptr;
+#endif
   const u8* data = item.blob + r.data_offset;
   Exceptions<WORD> exceptions;
   bool good = parse_exceptions(data, r.compressed_bytes, c.words, exceptions);

@@ -74,7 +74,7 @@ func (e *Engine) ScratchBytes(jobs []Job) (uint64, error) {
 // ScratchBytes bytes, aligned to 256, used until the stream has run what was
 // launched. Checksums are not verified: Verify does that, once for a blob.
 func (e *Engine) Reconstruct(jobs []Job, scratch uintptr, scratchBytes uint64, stream uintptr) error {
-	return e.run(jobs, true, func(j *Job) kernelID { return j.P.kernel }, stream)
+	return e.run(jobs, true, (*Job).kernel, stream)
 }
 
 // Verify checks the checksum of every chunk and writes Status. Base and Dst

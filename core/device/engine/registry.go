@@ -43,15 +43,17 @@ var entries = [...]struct {
 }
 
 var (
-	// The bit residual needs the word size, the add residual its arithmetic.
+	// The bit residual needs the word size, the add residual its arithmetic, a
+	// quantised base the dtype of its values.
 	decodeVariants = []string{
 		"-DWORD=u8", "-DWORD=u16", "-DWORD=u32", "-DWORD=u64",
 		"-DWORD=u16 -DADD=F16", "-DWORD=u16 -DADD=BF16", "-DWORD=u32 -DADD=F32", "-DWORD=u64 -DADD=F64",
+		"-DWORD=u16 -DQUANT=quant::kF16", "-DWORD=u16 -DQUANT=quant::kBF16", "-DWORD=u32 -DQUANT=quant::kF32",
 	}
 	scatterVariants = []string{"-DDTYPE=F16", "-DDTYPE=BF16", "-DDTYPE=F32", "-DDTYPE=F64"}
 )
 
-const maxVariants = 8
+const maxVariants = 16
 
 // kernelID numbers the variants of all entry points, densely, so that what is
 // loaded can be looked up without a lock.
@@ -93,6 +95,13 @@ func decodeVariant(t dtype.Type, kind residual.Kind) (int, error) {
 		return 4 + i, nil
 	}
 	return 0, status.Errorf(status.ErrUnsupported, "the add residual of %v is not rebuilt on a GPU, expected one of F16, BF16, F32, F64, C64: rebuild it on the CPU", t)
+}
+
+// quantisedVariant returns the index in decodeVariants for a quantised base; ok
+// is false where there is none.
+func quantisedVariant(t dtype.Type, kind residual.Kind) (i int, ok bool) {
+	i, ok = map[dtype.Type]int{dtype.F16: 8, dtype.BF16: 9, dtype.F32: 10}[t]
+	return i, ok && kind == residual.Bit
 }
 
 // arithmetic numbers the dtypes that GPUs add. Words of C64 are floats.
