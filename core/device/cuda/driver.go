@@ -99,7 +99,7 @@ func (d *Driver) check(call string, result C.int) error {
 	if result == 0 {
 		return nil
 	}
-	sentinel := status.ErrInternal
+	sentinel := status.ErrDevice
 	switch result {
 	case invalidValue:
 		sentinel = status.ErrArgument

@@ -52,7 +52,7 @@ func TestErrors(t *testing.T) {
 		t.Errorf("version %d at %s", d.Version, d.Path)
 	}
 	for code, want := range map[Context]error{
-		1: status.ErrArgument, 2: status.ErrLimit, 100: status.ErrUnsupported, 209: status.ErrUnsupported, 700: status.ErrInternal, 999: status.ErrInternal,
+		1: status.ErrArgument, 2: status.ErrLimit, 100: status.ErrUnsupported, 209: status.ErrUnsupported, 700: status.ErrDevice, 999: status.ErrDevice,
 	} {
 		ran := false
 		err := d.With(code, func() error { ran = true; return nil })
