@@ -25,8 +25,9 @@ struct Batch {
 };
 static_assert(sizeof(Item) == 56 && sizeof(Batch) <= 4096, "kernel arguments are at most 4 KiB");
 
-// The tensor that a thread block works on.
-TPDE_FN const Item& find_item(const Batch& batch, u32 block) {
+// The tensor that a thread block works on; of a Batch or what is like one.
+template <typename AnyBatch>
+TPDE_FN auto find_item(const AnyBatch& batch, u32 block) -> decltype((batch.item[0])) {
   u32 lo = 0, hi = batch.items;  // the item is in [lo, hi)
   while (hi - lo > 1) {
     u32 mid = (lo + hi) / 2;

@@ -6,64 +6,13 @@
 // residual, each dtype of it, -DADD=F32|F16|BF16|F64. With
 // -DQUANT=quant::kF32|kF16|kBF16 the base is quantised: item.base is a
 // QuantBase, and its values in that dtype are the base words.
-#include "batch.cuh"
+#include "chunk.cuh"
 #include "residual.cuh"
-#ifdef QUANT
-#include "dequant.cuh"
-#endif
 
 namespace {
 
 const u32 kThreads = 256;
 const u32 kAhead = 4;  // deltas that a thread loads before the copy
-
-struct Chunk {
-  const WORD* base;  // of the chunk; null without a base, unused with QUANT
-  WORD* dst;
-  u32 words;
-#ifdef QUANT
-  const quant::QuantBase* quantised;  // shared memory
-  u64 first;                          // element of the tensor that word 0 is
-#endif
-};
-
-// Group i of 16 bytes of the base, all of it in the chunk.
-__device__ uint4 base_group(const Chunk& c, u32 i) {
-#ifdef QUANT
-  const u32 per = 16 / sizeof(WORD);
-  const Group g = quant::dequant_any<QUANT>(*c.quantised, c.first + (u64)i * per, per);
-  return make_uint4(g.w[0], g.w[1], g.w[2], g.w[3]);
-#else
-  return c.base ? reinterpret_cast<const uint4*>(c.base)[i] : make_uint4(0, 0, 0, 0);
-#endif
-}
-
-__device__ WORD base_word(const Chunk& c, u32 i) {
-#ifdef QUANT
-  return (WORD)quant::dequant_any<QUANT>(*c.quantised, c.first + i, 1).w[0];
-#else
-  return c.base ? c.base[i] : (WORD)0;
-#endif
-}
-
-// Whether whole groups of base and dst can be loaded and stored at once.
-__device__ bool aligned(const Chunk& c) {
-  return ((reinterpret_cast<u64>(c.base) | reinterpret_cast<u64>(c.dst)) & 15) == 0;
-}
-
-// dst = base.
-__device__ void copy_base(const Chunk& c) {
-  const u32 per = 16 / sizeof(WORD);
-  u32 done = 0;
-  if (aligned(c)) {
-    const u32 groups = c.words / per;
-    uint4* to = reinterpret_cast<uint4*>(c.dst);
-#pragma unroll 8
-    for (u32 i = threadIdx.x; i < groups; i += kThreads) to[i] = base_group(c, i);
-    done = groups * per;
-  }
-  for (u32 i = done + threadIdx.x; i < c.words; i += kThreads) c.dst[i] = base_word(c, i);
-}
 
 // The words of a 32-bit register, one by one; WORD has at most 32 bits.
 __device__ u32 apply_packed(u32 base, u32 residual) {
@@ -118,7 +67,7 @@ __device__ bool decode_sparse(const Chunk& c, const u32* number, const WORD* res
     }
   }
   if (c.base != c.dst) {
-    copy_base(c);
+    copy_base<kThreads>(c);
     __syncthreads();  // a delta is written after the copy of its word
   }
   bool good = true;
@@ -139,21 +88,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) raw_decode(const __grid_c
   const Item& item = find_item(batch, blockIdx.x);
   const u32 chunk = blockIdx.x - item.first_block;
   const Record r = item.records[chunk];
-  Chunk c;
-  c.words = r.uncompressed_bytes / sizeof(WORD);
-  c.dst = static_cast<WORD*>(item.dst) + r.output_word;
-#ifdef QUANT
-  __shared__ quant::QuantBase quantised;
-  for (u32 i = threadIdx.x; i < sizeof(quantised) / 4; i += kThreads) {
-    reinterpret_cast<u32*>(&quantised)[i] = reinterpret_cast<const u32*>(item.base)[i];
-  }
-  __syncthreads();
-  c.base = nullptr;
-  c.quantised = &quantised;
-  c.first = r.output_word;
-#else
-  c.base = item.base ? static_cast<const WORD*>(item.base) + r.output_word : nullptr;
-#endif
+  const Chunk c = open_chunk<kThreads>(item, r);
   const u8* data = item.blob + r.data_offset;
   Exceptions<WORD> exceptions;
   bool good = parse_exceptions(data, r.compressed_bytes, c.words, exceptions);

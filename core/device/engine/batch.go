@@ -29,14 +29,15 @@ type batch struct {
 var batches = sync.Pool{New: func() any { return new(batch) }}
 
 // group fills batches of jobs that the same kernel works on, in an order that
-// depends on the jobs alone, and hands each to launch with the number of its
+// depends on the jobs alone (those of noKernel are left out), and hands each to launch with the number of its
 // thread blocks. The batch is used again after launch returns.
 func group(jobs []Job, kernel func(*Job) kernelID, launch func(k kernelID, b *batch, blocks uint32) error) error {
 	var present [(kernelIDs + 63) / 64]uint64
 	for i := range jobs {
 		if !jobs[i].empty() {
-			k := kernel(&jobs[i])
-			present[k/64] |= 1 << (k % 64)
+			if k := kernel(&jobs[i]); k != noKernel {
+				present[k/64] |= 1 << (k % 64)
+			}
 		}
 	}
 	b := batches.Get().(*batch)

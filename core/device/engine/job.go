@@ -16,6 +16,10 @@ type Job struct {
 	Blob      uintptr // the blob, aligned to 8 bytes
 	Image     uintptr // P.Image(), aligned to 16 bytes
 	Status    uintptr // 4 bytes for each chunk; every launch writes them all
+	// Verified says that Verify, or the CPU, found no damage in the blob, and
+	// that it has not changed since. It spares zstd tensors the verification
+	// at every Reconstruct; to others it means nothing.
+	Verified bool
 }
 
 // empty reports whether there is nothing to launch: a tensor without elements.

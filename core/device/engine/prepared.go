@@ -19,7 +19,9 @@ type Prepared struct {
 	index      *container.Index
 	kernel     kernelID
 	image      []byte
-	tableBytes uint64 // of the image, padded
+	tableBytes uint64  // of the image, padded
+	places     []place // zstd: of each chunk, and of what would follow
+	largest    uint64  // zstd: bytes of the largest plane
 }
 
 // Prepare validates an index and expands it to what kernels read. It needs no
@@ -45,10 +47,16 @@ func Prepare(index []byte) (*Prepared, error) {
 		return nil, err
 	}
 	p := &Prepared{index: x, kernel: newKernelID(d.entry, variant)}
-	if d.tables != nil {
+	switch {
+	case x.Codec == codec.Zstd:
+		p.places, p.largest = placesOf(x)
+		p.image = appendPlaces(nil, p.places)
+	case d.tables != nil:
 		if p.image, err = d.tables(x.Type, x.Tables); err != nil {
 			return nil, err
 		}
+	}
+	if len(p.image) > 0 {
 		p.image = append(p.image, make([]byte, -len(p.image)&(tableAlign-1))...)
 		p.tableBytes = uint64(len(p.image))
 	}
@@ -61,8 +69,9 @@ func Prepare(index []byte) (*Prepared, error) {
 
 // Image returns what must lie in device memory besides the blob, aligned to 16
 // bytes: the expanded codec tables, zero-padded to a multiple of 512 bytes (or
-// nothing, for a codec without tables), then the flat chunk records. It must
-// not be changed.
+// nothing, for a codec without tables), then the flat chunk records. The
+// tables of a zstd tensor are made from its records: 16 bytes a chunk (struct
+// Place of kernels/zstd.cuh). It must not be changed.
 func (p *Prepared) Image() []byte { return p.image }
 
 // Index returns the parsed index. It must not be changed.

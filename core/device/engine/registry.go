@@ -20,6 +20,8 @@ import (
 const (
 	eliasDecode = iota
 	rawDecode
+	zstdGather
+	zstdJoin
 	crc32cCheck
 	scatterAdd
 	scatterAddInPlace
@@ -36,6 +38,8 @@ var entries = [...]struct {
 }{
 	eliasDecode:       {"elias.cu", "elias_decode", decodeVariants, "chunks"},
 	rawDecode:         {"raw.cu", "raw_decode", decodeVariants, "chunks"},
+	zstdGather:        {"zstd.cu", "zstd_gather", decodeVariants, "chunks"},
+	zstdJoin:          {"zstd.cu", "zstd_join", decodeVariants, "chunks"},
 	crc32cCheck:       {"crc32c.cu", "crc32c_check", []string{""}, "chunks"},
 	scatterAdd:        {"scatter.cu", "scatter_add", scatterVariants, "elements"},
 	scatterAddInPlace: {"scatter.cu", "scatter_add_in_place", scatterVariants, "deltas"},
@@ -61,10 +65,14 @@ type kernelID uint8
 
 const kernelIDs = len(entries) * maxVariants
 
+// noKernel is the kernel of jobs that a launch leaves out.
+const noKernel = ^kernelID(0)
+
 func newKernelID(entry, variant int) kernelID { return kernelID(entry*maxVariants + variant) }
 
 func (k kernelID) entry() int     { return int(k) / maxVariants }
-func (k kernelID) macros() string { return entries[k.entry()].variants[int(k)%maxVariants] }
+func (k kernelID) variant() int   { return int(k) % maxVariants }
+func (k kernelID) macros() string { return entries[k.entry()].variants[k.variant()] }
 func (k kernelID) launch() shape  { return shapes[k.entry()] }
 func (k kernelID) file() string   { return entries[k.entry()].file }
 func (k kernelID) name() string   { return entries[k.entry()].name }
@@ -84,6 +92,7 @@ type decoder struct {
 var decoders = map[codec.ID]decoder{
 	codec.Elias: {eliasDecode, elias.DeviceTables},
 	codec.Raw:   {rawDecode, nil},
+	codec.Zstd:  {zstdJoin, nil}, // and what is in zstd.go
 }
 
 // decodeVariant returns the index in decodeVariants for a dtype and residual.

@@ -97,6 +97,13 @@ func Open() (*Library, error) {
 	return lazy.Get(func() (*Library, error) { return open(&library) })
 }
 
+// OpenFile opens nvCOMP, or what tests take for it, from a file.
+func OpenFile(path string) (*Library, error) {
+	l := library
+	l.Files = []string{path}
+	return open(&l)
+}
+
 func open(l *dl.Library) (*Library, error) {
 	h, err := l.Open()
 	if err != nil {
