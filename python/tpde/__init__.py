@@ -23,6 +23,7 @@ from tpde._status import (
     ChainError,
     ChecksumError,
     CorruptError,
+    DeviceError,
     ExistsError,
     ForkedError,
     HandleError,
@@ -38,7 +39,7 @@ from tpde._status import (
 )
 
 if TYPE_CHECKING:
-    from tpde import nn
+    from tpde import cuda, nn
     from tpde._api import inspect, pack, pack_chain, unpack, verify
     from tpde._reports import DeltaReport, FileReport, TensorReport, Totals, UnpackReport
     from tpde._tensors import (
@@ -81,6 +82,7 @@ __all__ = [
     "ChecksumError",
     "CorruptError",
     "DeltaReport",
+    "DeviceError",
     "ExistsError",
     "FileReport",
     "ForkedError",
@@ -101,6 +103,7 @@ __all__ = [
     "VersionError",
     "__version__",
     "chunk_map",
+    "cuda",
     "encode",
     "inspect",
     "load_tensor",
@@ -121,8 +124,8 @@ def __getattr__(name: str) -> Any:
     value: Any
     if name in _HOME_OF:
         value = getattr(importlib.import_module(f"tpde.{_HOME_OF[name]}"), name)
-    elif name == "nn":
-        value = importlib.import_module("tpde.nn")
+    elif name in ("cuda", "nn"):
+        value = importlib.import_module(f"tpde.{name}")
     elif name == "__version__":
         from importlib.metadata import version
 
