@@ -223,9 +223,10 @@ class JITCompressedLinear(nn.Linear):
 class _RebuildLinear(torch.autograd.Function):
     """F.linear with a weight that is rebuilt for the forward and again for the backward."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
-        ctx: Any,
         input: Tensor,
         bias: Tensor | None,
         base: Tensor | None,
@@ -234,9 +235,13 @@ class _RebuildLinear(torch.autograd.Function):
         shape: tuple[int, int],
         dtype: torch.dtype,
     ) -> Tensor:
-        ctx.save_for_backward(base, index_map, data_blob)
-        ctx.shape, ctx.dtype = shape, dtype
         return F.linear(input, _ops.reconstruct(base, index_map, data_blob, shape, dtype, False), bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Apart from forward, so that torch.func.grad and the like work."""
+        _, _, base, index_map, data_blob, ctx.shape, ctx.dtype = inputs
+        ctx.save_for_backward(base, index_map, data_blob)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
