@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, overload
 
@@ -112,7 +112,7 @@ def pack(
         if out is not None:
             return _pack(base_source, target_source, os.fspath(out), options, progress)
         with _deltas.temporary_folder() as folder:
-            path = folder / "delta.safetensors"
+            path = Path(folder) / "delta.safetensors"
             _pack(base_source, target_source, str(path), {**options, "max_shard_bytes": _ONE_FILE}, progress)
             return _deltas.load(path)
 
@@ -236,20 +236,19 @@ def _read_all(base: Source, deltas: list[str], workers: int) -> dict[str, torch.
     from tpde import _dtypes, _memory
 
     tensors: dict[str, torch.Tensor] = {}
-    with _applied(base, deltas) as source:
-        for row in json.loads(core().source_manifest(source.handle))["tensors"] or ():
+    handles: list[int] = []
+    try:
+        target = _jobs.hold(handles, core().source_apply, base.handle, deltas)
+        for row in json.loads(core().source_manifest(target))["tensors"]:
             dtype = _dtypes.torch_of_name(row["dtype"])
             shape = _dtypes.torch_shape(_dtypes.number_of(dtype), row["shape"])
             tensor = torch.empty(shape, dtype=dtype, device="cpu")
-            core().source_read(*_memory.pointer(tensor), source.handle, row["name"], workers)
+            core().source_read(*_memory.pointer(tensor), target, row["name"], workers)
             tensors[row["name"]] = tensor
-    return tensors
-
-
-@contextmanager
-def _applied(base: Source, deltas: list[str]) -> Iterator[Source]:
-    with Source(core().source_apply(base.handle, deltas), base) as source:
-        yield source
+        return tensors
+    finally:
+        for handle in handles:
+            core().source_free(handle)
 
 
 def verify(

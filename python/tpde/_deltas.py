@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -138,7 +137,7 @@ def as_paths(deltas: Sequence[Delta]) -> Iterator[list[str]]:
         paths: list[str] = []
         for delta in deltas:
             if isinstance(delta, Mapping):
-                path = stack.enter_context(temporary_folder()) / "delta.safetensors"
+                path = Path(stack.enter_context(temporary_folder())) / "delta.safetensors"
                 save(delta, path)
                 paths.append(str(path))
             elif isinstance(delta, (str, os.PathLike)):
@@ -148,11 +147,6 @@ def as_paths(deltas: Sequence[Delta]) -> Iterator[list[str]]:
         yield paths
 
 
-@contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """Gives a new folder for a delta on its way into or out of memory, and removes it."""
-    folder = Path(tempfile.mkdtemp(prefix="tpde-"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """Returns a new folder, as a context manager, for a delta on its way into or out of memory."""
+    return tempfile.TemporaryDirectory(prefix="tpde-", ignore_cleanup_errors=True)

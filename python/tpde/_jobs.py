@@ -24,10 +24,7 @@ def run(start: Callable[..., int], arguments: tuple[Any, ...], label: str, progr
     show = sys.stderr.isatty() if progress is None else progress
     jobs: list[int] = []
     try:
-        # KeyboardInterrupt comes between two bytecodes: `job = start(...)` has room for one, after which nobody would
-        # know the job and the tensors that it reads would be freed under it. Here there is none.
-        jobs.extend(itertools.starmap(start, [arguments]))
-        (job,) = jobs
+        job = hold(jobs, start, *arguments)
         if show:
             _wait_with_bar(binding, job, label)
         else:
@@ -38,6 +35,16 @@ def run(start: Callable[..., int], arguments: tuple[Any, ...], label: str, progr
     finally:
         for job in jobs:
             binding.job_free(job)  # cancels the job if it still runs
+
+
+def hold(handles: list[int], make: Callable[..., int], *arguments: Any) -> int:
+    """Appends make(*arguments), a function of the binding, to handles, and returns it.
+
+    KeyboardInterrupt comes between two bytecodes. `handle = make(...)` has room for one, after which nobody would know
+    the handle, and what it uses would be freed under it; here there is none.
+    """
+    handles.extend(itertools.starmap(make, [arguments]))
+    return handles[-1]
 
 
 def _wait_with_bar(binding: Any, job: int, label: str) -> None:
