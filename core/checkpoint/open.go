@@ -84,7 +84,7 @@ func (s *Source) openFolder() error {
 		found = found || f.header != nil
 	}
 	if !found {
-		return status.Errorf(status.ErrNotFound, "%s has no %s file", s.path, extension)
+		return status.Errorf(status.ErrNotFound, "%s has no %s file (a PyTorch file is given by its own path)", s.path, extension)
 	}
 	s.files = files
 	return nil

@@ -1,7 +1,7 @@
 """Whole checkpoints: pack, unpack, verify, inspect.
 
-The format and the algorithms stand in core/container/FORMAT.md; this module opens what it is given, passes it to the
-core and types what comes back.
+The format stands in core/checkpoint/FORMAT.md, the algorithms in the core; this module opens what it is given, passes
+it on and types what comes back.
 """
 
 from __future__ import annotations

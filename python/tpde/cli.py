@@ -45,7 +45,9 @@ class _UsageError(Exception):
     """The command line makes no sense; argparse prints it with the usage."""
 
 
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    if issubclass(category, (DeprecationWarning, FutureWarning)):
+        return  # addressed to the authors of a dependency
     print(f"tpde: warning: {message}", file=sys.stderr)
 
 
