@@ -13,6 +13,7 @@ import (
 	"strings"
 	"unsafe"
 
+	"github.com/tpde-project/tpde/core/fault"
 	"github.com/tpde-project/tpde/core/status"
 )
 
@@ -25,14 +26,15 @@ func call(body func() error) (code C.int32_t) {
 	return C.int32_t(status.OK)
 }
 
-// protect turns a panic of body into an error.
+// protect turns a panic of body, and the fault of an input that got shorter
+// while it was mapped, into an error.
 func protect(body func() error) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			err = status.Errorf(status.ErrInternal, "panic: %v\n%s", r, debug.Stack())
 		}
 	}()
-	return body()
+	return fault.Guard(body)
 }
 
 // fail records the text of err for the calling thread. An exported call stays

@@ -188,3 +188,38 @@ def test_read_only_folder(folders):
     (folders / "frozen").mkdir(mode=0o555)
     with pytest.raises(tpde.ReadWriteError, match="frozen"):
         tpde.unpack(folders / "base", folders / "delta_a.safetensors", out=folders / "frozen" / "out")
+
+
+def test_ctrl_c_at_any_moment(python, tmp_path):
+    """Tensors in memory, which are freed as soon as nothing in Python uses them any more."""
+    result = python(
+        """
+import random, signal, sys, time
+import torch, tpde
+
+base = {f"w{i}": torch.randn(200, 200) for i in range(4)}
+target = {name: tensor + 0.01 * (torch.rand_like(tensor) > 0.9) for name, tensor in base.items()}
+delta = tpde.pack(base, target)
+copy = lambda tensors: {name: tensor.clone() for name, tensor in tensors.items()}
+works = [
+    lambda: tpde.pack(copy(base), copy(target), "delta", overwrite=True),
+    lambda: tpde.unpack(copy(base), delta),
+    lambda: tpde.unpack(copy(base), delta, out="out", overwrite=True),
+    lambda: tpde.verify(copy(base), delta, target=copy(target)),
+]
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+random.seed(0)
+interrupted, end = 0, time.monotonic() + 5
+while time.monotonic() < end:
+    try:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 6e-3))
+        random.choice(works)()  # any other exception fails the test
+        time.sleep(1)
+    except KeyboardInterrupt:
+        interrupted += 1
+print(interrupted)
+"""
+    )
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) > 100
+    assert {path.name for path in tmp_path.iterdir()} <= {"delta", "out"}

@@ -292,3 +292,12 @@ def test_from_linear_checks_its_arguments():
         JITCompressedLinear.from_linear(nn.Conv1d(1, 1, 1))
     with pytest.raises(tpde.ArgumentError, match="base"):
         JITCompressedLinear.from_linear(linear, base=torch.zeros(4, 3))
+
+
+def test_functional_transforms():
+    linear = torch.nn.Linear(24, 16)
+    layer = JITCompressedLinear.from_linear(linear, linear.weight.detach() + 1)
+    x = torch.randn(5, 24)
+    for transform in (torch.func.grad, lambda f: torch.vmap(torch.func.grad(f))):
+        got, expected = (transform(lambda row, m=module: m(row).square().sum())(x) for module in (layer, linear))
+        assert torch.equal(got, expected)

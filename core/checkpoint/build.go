@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tpde-project/tpde/core/atomicfile"
+	"github.com/tpde-project/tpde/core/fault"
 	"github.com/tpde-project/tpde/core/plan"
 	"github.com/tpde-project/tpde/core/safetensors"
 	"github.com/tpde-project/tpde/core/status"
@@ -35,10 +36,12 @@ func (b *builder) build(ctx context.Context, f *fileInfo) error {
 	} else {
 		err = b.stream(ctx, f, s)
 	}
-	sum := s.finish()
+	sum, hashErr := s.finish()
 	switch {
 	case err != nil:
 		return err
+	case hashErr != nil:
+		return hashErr
 	case sum == f.sha256 || f.sha256 == "":
 		return nil
 	case f.inBase:
@@ -145,6 +148,7 @@ type sink struct {
 	out     *os.File
 	pool    sync.Pool
 	hash    hash.Hash
+	err     error // of hashing
 	hashing chan *buffer
 	done    chan struct{}
 	written int64
@@ -157,7 +161,10 @@ func newSink(out *os.File) *sink {
 	go func() {
 		defer close(s.done)
 		for b := range s.hashing {
-			s.hash.Write(b.data)
+			// Data may lie in a mapped file that somebody shortens.
+			if err := fault.Guard(func() error { s.hash.Write(b.data); return nil }); err != nil {
+				s.err = err
+			}
 			b.release()
 		}
 	}()
@@ -165,10 +172,10 @@ func newSink(out *os.File) *sink {
 }
 
 // finish waits for the hash and returns it.
-func (s *sink) finish() string {
+func (s *sink) finish() (string, error) {
 	close(s.hashing)
 	<-s.done
-	return hex.EncodeToString(s.hash.Sum(nil))
+	return hex.EncodeToString(s.hash.Sum(nil)), s.err
 }
 
 // buffer returns one of n bytes.

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/tpde-project/tpde/core/atomicfile"
@@ -371,14 +370,4 @@ func (c corruptReader) Read(p []byte) (int, error) {
 		err = status.Errorf(status.ErrCorrupt, "cannot be decompressed: %v", err)
 	}
 	return n, err
-}
-
-// sortedNames returns the names of m in order.
-func sortedNames[T any](m map[string]T) []string {
-	names := make([]string, 0, len(m))
-	for n := range m {
-		names = append(names, n)
-	}
-	slices.Sort(names)
-	return names
 }

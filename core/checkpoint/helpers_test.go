@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -215,4 +216,9 @@ func model() (base, target []tens) {
 	base = append(base, big, norm, scalar, none, odd, same)
 	target = append(target, big.step(30, 1), norm.step(2, 1), scalar.step(1, 1), none, odd.step(1, 2), same)
 	return base, target
+}
+
+// sortedNames returns the names of m in order.
+func sortedNames[T any](m map[string]T) []string {
+	return slices.Sorted(maps.Keys(m))
 }

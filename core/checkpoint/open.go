@@ -84,7 +84,7 @@ func (s *Source) openFolder() error {
 		found = found || f.header != nil
 	}
 	if !found {
-		return status.Errorf(status.ErrNotFound, "%s has no %s file", s.path, extension)
+		return status.Errorf(status.ErrNotFound, "%s has no %s file (a PyTorch file is given by its own path)", s.path, extension)
 	}
 	s.files = files
 	return nil
@@ -137,22 +137,18 @@ func (s *Source) mainFiles(files []*fileInfo) (map[string]bool, error) {
 
 // readShardIndex returns the file names in the index JSON of a sharded set.
 func readShardIndex(path string) ([]string, error) {
-	f, err := os.Open(path)
+	m, err := mmap.Open(path)
 	if err != nil {
-		return nil, atomicfile.Error(err)
+		return nil, err
 	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxIndexBytes+1))
-	if err != nil {
-		return nil, atomicfile.Error(err)
-	}
-	if len(data) > maxIndexBytes {
+	defer m.Close()
+	if len(m.Data) > maxIndexBytes {
 		return nil, status.Errorf(status.ErrLimit, "%s has more than %d bytes", path, maxIndexBytes)
 	}
 	var index struct {
 		WeightMap map[string]string `json:"weight_map"`
 	}
-	if err := json.Unmarshal(data, &index); err != nil {
+	if err := json.Unmarshal(m.Data, &index); err != nil {
 		return nil, status.Errorf(status.ErrCorrupt, "%s: %v", path, err)
 	}
 	if len(index.WeightMap) == 0 {

@@ -13,6 +13,7 @@ import (
 	"github.com/tpde-project/tpde/core/atomicfile"
 	"github.com/tpde-project/tpde/core/container"
 	"github.com/tpde-project/tpde/core/digest"
+	"github.com/tpde-project/tpde/core/fault"
 	"github.com/tpde-project/tpde/core/plan"
 	"github.com/tpde-project/tpde/core/status"
 )
@@ -21,7 +22,11 @@ import (
 // or, where it gets too large for one, a sharded set with its index JSON at
 // out + ".index.json". p may be nil.
 func Pack(ctx context.Context, base, target *Source, out string, o PackOptions, p *Progress) (*PackReport, error) {
-	r, err := pack(ctx, base, target, out, o, p)
+	var r *PackReport
+	err := fault.Guard(func() (err error) {
+		r, err = pack(ctx, base, target, out, o, p)
+		return err
+	})
 	return r, atomicfile.Error(err)
 }
 
@@ -120,12 +125,15 @@ func (k *packer) run(ctx context.Context, out string) error {
 	}()
 	s := newStore(out, k.o.MaxShardBytes)
 	defer s.Close()
-	err := k.compare(ctx)
-	if err == nil {
-		if err = k.decide(); err == nil {
-			err = k.encode(ctx, s)
+	err := fault.Guard(func() error {
+		if err := k.compare(ctx); err != nil {
+			return err
 		}
-	}
+		if err := k.decide(); err != nil {
+			return err
+		}
+		return k.encode(ctx, s)
+	})
 	if err != nil {
 		cancel(err)
 	}

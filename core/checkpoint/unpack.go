@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/tpde-project/tpde/core/atomicfile"
+	"github.com/tpde-project/tpde/core/fault"
 	"github.com/tpde-project/tpde/core/status"
 )
 
@@ -20,7 +21,11 @@ import (
 // single file, or tensors in memory, is restored as the file out, or into out
 // if that is an empty folder or ends with a slash.
 func Unpack(ctx context.Context, base *Source, deltas []string, out string, o UnpackOptions, p *Progress) (*UnpackReport, error) {
-	r, err := unpack(ctx, base, deltas, out, o, p)
+	var r *UnpackReport
+	err := fault.Guard(func() (err error) {
+		r, err = unpack(ctx, base, deltas, out, o, p)
+		return err
+	})
 	return r, atomicfile.Error(err)
 }
 
@@ -186,7 +191,11 @@ func writeFolder(ctx context.Context, target *Source, path string, o UnpackOptio
 // base into files with the recorded sums. If target is not nil, its tensors
 // are compared with the rebuilt ones too. p may be nil.
 func Verify(ctx context.Context, base *Source, deltas []string, target *Source, o UnpackOptions, p *Progress) (*VerifyReport, error) {
-	r, err := verify(ctx, base, deltas, target, o, p)
+	var r *VerifyReport
+	err := fault.Guard(func() (err error) {
+		r, err = verify(ctx, base, deltas, target, o, p)
+		return err
+	})
 	return r, atomicfile.Error(err)
 }
 

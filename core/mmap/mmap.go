@@ -2,7 +2,7 @@
 // than memory is read at page-cache speed without being loaded.
 //
 // A file that somebody truncates while it is mapped makes reads behind its new
-// end fault; checkpoints are replaced by rename, never rewritten in place.
+// end fault, which package fault turns into an error.
 package mmap
 
 import (
@@ -23,7 +23,8 @@ type File struct {
 
 // Open maps the regular file at path; symbolic links are followed.
 func Open(path string) (*File, error) {
-	f, err := os.Open(path)
+	// Without O_NONBLOCK, opening a pipe would wait for somebody to write to it.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, ioError(err)
 	}

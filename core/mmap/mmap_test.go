@@ -5,6 +5,8 @@ import (
 	"os"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/tpde-project/tpde/core/status"
 )
 
@@ -27,7 +29,10 @@ func TestOpen(t *testing.T) {
 			}
 		}
 	}
-	for path, want := range map[string]error{dir: status.ErrUnsupported, "/dev/null": status.ErrUnsupported, dir + "/none": status.ErrNotFound} {
+	if err := unix.Mkfifo(dir+"/pipe", 0o666); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]error{dir + "/pipe": status.ErrUnsupported, dir: status.ErrUnsupported, "/dev/null": status.ErrUnsupported, dir + "/none": status.ErrNotFound} {
 		if _, err := Open(path); !errors.Is(err, want) {
 			t.Errorf("%s: got %v, want %v", path, err, want)
 		}

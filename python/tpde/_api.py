@@ -1,7 +1,7 @@
 """Whole checkpoints: pack, unpack, verify, inspect.
 
-The format and the algorithms stand in core/container/FORMAT.md; this module opens what it is given, passes it to the
-core and types what comes back.
+The format stands in core/checkpoint/FORMAT.md, the algorithms in the core; this module opens what it is given, passes
+it on and types what comes back.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, overload
 
@@ -18,7 +18,7 @@ from tpde import _deltas, _jobs, _options
 from tpde._core import core
 from tpde._deltas import Delta
 from tpde._reports import DeltaReport, UnpackReport
-from tpde._sources import Checkpoint, PathLike, Source, is_torch_file, open_source
+from tpde._sources import TORCH_SUFFIXES, Checkpoint, PathLike, Source, open_source
 from tpde._status import ArgumentError, ExistsError, NotFoundError
 
 if TYPE_CHECKING:
@@ -100,33 +100,44 @@ def pack(
         "codec": codec,
         "residual": residual,
         "level": level,
-        "workers": _options.count("workers", workers),
+        "workers": _options.workers(workers),
         "num_chunks": _options.count("num_chunks", num_chunks),
         "chunk_bytes": _options.count("chunk_bytes", chunk_bytes),
         "max_shard_bytes": _options.size_in_bytes("max_shard_size", max_shard_size),
         "overwrite": bool(overwrite),
     }
+    if target is None:
+        raise ArgumentError("target: expected a path or a dict of names and tensors, got None")
     with open_source(base, "base") as base_source, open_source(target, "target") as target_source:
         if out is not None:
             return _pack(base_source, target_source, os.fspath(out), options, progress)
         with _deltas.temporary_folder() as folder:
-            path = folder / "delta.safetensors"
+            path = Path(folder) / "delta.safetensors"
             _pack(base_source, target_source, str(path), {**options, "max_shard_bytes": _ONE_FILE}, progress)
             return _deltas.load(path)
 
 
 def _pack(base: Source, target: Source, out: str, options: dict[str, Any], progress: bool | None) -> DeltaReport:
-    report = _jobs.run(
-        lambda: core().pack_start(base.handle, target.handle, out, json.dumps(options)), "pack", progress
-    )
-    return DeltaReport.of(report)
+    _refuse_inputs(out, base, target)
+    arguments = (base.handle, target.handle, out, json.dumps(options))
+    return DeltaReport.of(_jobs.run(core().pack_start, arguments, "pack", progress))
+
+
+def _refuse_inputs(out: str, *sources: Source) -> None:
+    """Refuses an output that is, or contains, a PyTorch file that is read. The core does so for the files it opens."""
+    for source in sources:
+        if source.torch_file is None or not os.path.exists(out):
+            continue
+        inside = Path(os.path.realpath(source.torch_file)).is_relative_to(os.path.realpath(out))
+        if inside or os.path.samefile(out, source.torch_file):
+            raise ExistsError(f"the output {out} is or contains the input {source.torch_file}")
 
 
 def pack_chain(folder: PathLike, out_dir: PathLike, **options: Unpack[PackOptions]) -> list[DeltaReport]:
     """Packs every checkpoint of a folder against the one before it.
 
     folder: holds the checkpoints as subfolders or as .safetensors/.pt/.pth/.bin files, two or more; they are taken in
-        natural order (epoch_2 before epoch_10). Names that begin with a dot are passed over.
+        natural order (epoch_2 before epoch_10). Deltas, out_dir and names that begin with a dot are passed over.
     out_dir: gets one delta per checkpoint but the first: `epoch_2.safetensors` and so on. Made if missing.
     options: as of `pack`.
 
@@ -134,8 +145,8 @@ def pack_chain(folder: PathLike, out_dir: PathLike, **options: Unpack[PackOption
     the same order gives the last. Returns a report per delta. Raises as `pack`; ArgumentError if the folder is itself
     one checkpoint. After an error, deltas that were finished stay: each is complete.
     """
-    steps = _chain(Path(folder))
     out_dir = Path(out_dir)
+    steps = _chain(Path(folder), out_dir)
     outs = [out_dir / f"{step.name if step.is_dir() else step.stem}.safetensors" for step in steps[1:]]
     if len(set(outs)) != len(outs):
         raise ArgumentError(f"{folder}: two checkpoints have the same name apart from the suffix")
@@ -147,17 +158,19 @@ def pack_chain(folder: PathLike, out_dir: PathLike, **options: Unpack[PackOption
     return [pack(base, target, out, **options) for base, target, out in zip(steps, steps[1:], outs, strict=False)]
 
 
-def _chain(folder: Path) -> list[Path]:
+def _chain(folder: Path, out_dir: Path) -> list[Path]:
     if not folder.is_dir():
         raise NotFoundError(f"{folder}: no such folder of checkpoints")
     visible = [p for p in folder.iterdir() if not p.name.startswith(".")]
-    files = [p for p in visible if p.is_file() and (p.suffix == ".safetensors" or is_torch_file(p))]
+    suffixes = (".safetensors", *TORCH_SUFFIXES)
+    files = [p for p in visible if p.is_file() and p.suffix.lower() in suffixes and not _deltas.is_delta(p)]
     if any(p.name.endswith(".index.json") for p in visible) or (files and (folder / "config.json").exists()):
         raise ArgumentError(f"{folder}: is one checkpoint, expected a folder of checkpoints; give base, target and out")
-    steps = [p for p in visible if p.is_dir() and _holds_checkpoint(p)] + files
+    folders = [p for p in visible if p.is_dir() and p.resolve() != out_dir.resolve()]
+    steps = [p for p in folders if _holds_checkpoint(p)] + files
     if len(steps) < 2:
         raise ArgumentError(f"{folder}: expected two or more checkpoints (subfolders or files), found {len(steps)}")
-    return sorted(steps, key=_natural)
+    return sorted(steps, key=lambda path: (_natural(path), path.name))
 
 
 def _holds_checkpoint(folder: Path) -> bool:
@@ -167,7 +180,7 @@ def _holds_checkpoint(folder: Path) -> bool:
 def _natural(path: Path) -> list[tuple[int, int | str]]:
     """Sort key under which epoch_2 comes before epoch_10."""
     parts = re.split(r"(\d+)", path.stem if path.is_file() else path.name)
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in parts if part]
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts if part]
 
 
 @overload
@@ -207,15 +220,14 @@ def unpack(
         deltas, out = tuple(rest), last
     if not deltas:
         raise ArgumentError("unpack: expected at least one delta")
-    options = {"workers": _options.count("workers", workers), "overwrite": bool(overwrite)}
+    options = {"workers": _options.workers(workers), "overwrite": bool(overwrite)}
     with open_source(base, "base") as base_source, _deltas.as_paths(deltas) as paths:
         if out is None:
-            return _read_all(base_source, paths, workers)
+            return _read_all(base_source, paths, options["workers"])
         destination = os.fspath(out)
-        report = _jobs.run(
-            lambda: core().unpack_start(base_source.handle, paths, destination, json.dumps(options)), "unpack", progress
-        )
-        return UnpackReport.of(report)
+        _refuse_inputs(destination, base_source)
+        arguments = (base_source.handle, paths, destination, json.dumps(options))
+        return UnpackReport.of(_jobs.run(core().unpack_start, arguments, "unpack", progress))
 
 
 def _read_all(base: Source, deltas: list[str], workers: int) -> dict[str, torch.Tensor]:
@@ -224,20 +236,19 @@ def _read_all(base: Source, deltas: list[str], workers: int) -> dict[str, torch.
     from tpde import _dtypes, _memory
 
     tensors: dict[str, torch.Tensor] = {}
-    with _applied(base, deltas) as source:
-        for row in json.loads(core().source_manifest(source.handle))["tensors"] or ():
+    handles: list[int] = []
+    try:
+        target = _jobs.hold(handles, core().source_apply, base.handle, deltas)
+        for row in json.loads(core().source_manifest(target))["tensors"]:
             dtype = _dtypes.torch_of_name(row["dtype"])
             shape = _dtypes.torch_shape(_dtypes.number_of(dtype), row["shape"])
-            tensor = torch.empty(shape, dtype=dtype)
-            core().source_read(*_memory.pointer(tensor), source.handle, row["name"], workers)
+            tensor = torch.empty(shape, dtype=dtype, device="cpu")
+            core().source_read(*_memory.pointer(tensor), target, row["name"], workers)
             tensors[row["name"]] = tensor
-    return tensors
-
-
-@contextmanager
-def _applied(base: Source, deltas: list[str]) -> Iterator[Source]:
-    with Source(core().source_apply(base.handle, deltas), base) as source:
-        yield source
+        return tensors
+    finally:
+        for handle in handles:
+            core().source_free(handle)
 
 
 def verify(
@@ -257,18 +268,13 @@ def verify(
     """
     if not deltas:
         raise ArgumentError("verify: expected at least one delta")
-    options = json.dumps({"workers": _options.count("workers", workers), "overwrite": False})
-    with open_source(base, "base") as base_source, _deltas.as_paths(deltas) as paths:
-        if target is None:
-            report = _jobs.run(lambda: core().verify_start(base_source.handle, paths, 0, options), "verify", progress)
-        else:
-            with open_source(target, "target") as target_source:
-                report = _jobs.run(
-                    lambda: core().verify_start(base_source.handle, paths, target_source.handle, options),
-                    "verify",
-                    progress,
-                )
-    return UnpackReport.of(report)
+    options = json.dumps({"workers": _options.workers(workers), "overwrite": False})
+    with ExitStack() as stack:
+        base_source = stack.enter_context(open_source(base, "base"))
+        paths = stack.enter_context(_deltas.as_paths(deltas))
+        handle = 0 if target is None else stack.enter_context(open_source(target, "target")).handle
+        arguments = (base_source.handle, paths, handle, options)
+        return UnpackReport.of(_jobs.run(core().verify_start, arguments, "verify", progress))
 
 
 def inspect(delta: Delta) -> DeltaReport:

@@ -70,7 +70,7 @@ def _rows(source: Source) -> dict[str, dict[str, Any]]:
 
 def _read(source: Source, row: dict[str, Any]) -> torch.Tensor:
     dtype = _dtypes.torch_of_name(row["dtype"])
-    tensor = torch.empty(_dtypes.torch_shape(_dtypes.number_of(dtype), row["shape"]), dtype=dtype)
+    tensor = torch.empty(_dtypes.torch_shape(_dtypes.number_of(dtype), row["shape"]), dtype=dtype, device="cpu")
     core().source_read(*_memory.pointer(tensor), source.handle, row["name"], 0)
     return tensor
 

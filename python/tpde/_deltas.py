@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
-from tpde._sources import PathLike
+from tpde._sources import MANIFEST_KEY, METADATA_KEY, PathLike
 from tpde._status import ArgumentError, CorruptError
 
 if TYPE_CHECKING:
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 
 Delta: TypeAlias = "PathLike | Mapping[str, torch.Tensor]"
 
-METADATA_KEY = "__tpde_metadata__"
-_MANIFEST_KEY = "__tpde__"
 _INDEX_SUFFIX = ".index.json"
 # Far above what any header needs; a length beyond it is not one of ours.
 _MAX_HEADER_BYTES = 100_000_000
@@ -34,10 +31,12 @@ _MAX_HEADER_BYTES = 100_000_000
 def is_delta(value: Any) -> bool:
     """Reports whether value is a delta: a dict made by pack, or a path of an existing delta, sharded or not."""
     if isinstance(value, Mapping):
-        return _MANIFEST_KEY in value
+        return MANIFEST_KEY in value
     path = Path(value)
     if not path.exists() and not path.name.endswith(_INDEX_SUFFIX):
         path = path.with_name(path.name + _INDEX_SUFFIX)  # what pack calls the index of a sharded delta
+    if not path.is_file():  # reading a pipe would wait
+        return False
     if path.name.endswith(_INDEX_SUFFIX):
         return any(_header_is_delta(p) for p in _shards(path)[:1])
     return _header_is_delta(path)
@@ -47,13 +46,13 @@ def _shards(index: Path) -> list[Path]:
     try:
         weight_map = json.loads(index.read_bytes())["weight_map"]
         return [index.parent / name for name in sorted(set(weight_map.values()))]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
 
 
 def _header_is_delta(path: Path) -> bool:
     try:
-        return read_metadata(path).get("format") == "tpde"
+        return path.is_file() and read_metadata(path).get("format") == "tpde"
     except (OSError, CorruptError):
         return False
 
@@ -61,7 +60,7 @@ def _header_is_delta(path: Path) -> bool:
 def read_metadata(path: Path) -> dict[str, str]:
     """Returns the metadata in the header of a safetensors file."""
     with path.open("rb") as file:
-        metadata = _read_header(file, path).get("__metadata__") or {}
+        metadata = _read_header(file, path).get("__metadata__", {})
     return {str(key): str(value) for key, value in metadata.items()}
 
 
@@ -72,16 +71,17 @@ def _read_header(file: BinaryIO, path: Path) -> dict[str, Any]:
         raise CorruptError(f"{path}: not a safetensors file: header of {length} bytes")
     try:
         header = json.loads(file.read(length))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptError(f"{path}: not a safetensors file: {error}") from None
-    if not isinstance(header, dict):
-        raise CorruptError(f"{path}: not a safetensors file: its header is no object")
+    if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
+        raise CorruptError(f"{path}: not a safetensors file: its header or its metadata are no object")
     return header
 
 
 def load(path: Path) -> dict[str, torch.Tensor]:
     """Returns a delta file (one file, not sharded, just written by pack) as a dict."""
     # Not with safetensors' own functions: they do not read every dtype that they write.
+    import numpy as np
     import torch
 
     from tpde import _dtypes
@@ -93,11 +93,11 @@ def load(path: Path) -> dict[str, torch.Tensor]:
         for name, row in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             begin, end = row["data_offsets"]
             dtype = _dtypes.torch_of_name(row["dtype"])
-            octets = torch.empty(end - begin, dtype=torch.uint8)
+            octets = torch.empty(end - begin, dtype=torch.uint8, device="cpu")
             file.readinto(octets.numpy().data)
             shape = _dtypes.torch_shape(_dtypes.number_of(dtype), row["shape"])
             tensors[name] = octets.view(dtype).reshape(shape)
-    tensors[METADATA_KEY] = torch.frombuffer(bytearray(metadata), dtype=torch.uint8)
+    tensors[METADATA_KEY] = torch.from_numpy(np.frombuffer(bytearray(metadata), dtype=np.uint8))
     return tensors
 
 
@@ -105,15 +105,17 @@ def save(delta: Mapping[str, torch.Tensor], path: Path) -> None:
     """Writes a delta that load returned to a file that the core reads."""
     from tpde import _dtypes, _memory
 
-    if METADATA_KEY not in delta or _MANIFEST_KEY not in delta:
+    if METADATA_KEY not in delta or MANIFEST_KEY not in delta:
         raise ArgumentError(
-            f"delta: expected a dict that tpde.pack(..., out=None) returned, with {_MANIFEST_KEY!r} "
-            f"and {METADATA_KEY!r}"
+            f"delta: expected a dict that tpde.pack(..., out=None) returned, with {MANIFEST_KEY!r} and {METADATA_KEY!r}"
         )
     try:
-        header: dict[str, Any] = {"__metadata__": json.loads(bytes(delta[METADATA_KEY].cpu().numpy()))}
-    except ValueError as error:
+        metadata = _memory.require_bytes(delta[METADATA_KEY], f"delta: {METADATA_KEY!r}")
+        header: dict[str, Any] = {"__metadata__": json.loads(metadata.numpy().tobytes())}
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CorruptError(f"delta: {METADATA_KEY!r} is damaged: {error}") from None
+    if not all(isinstance(name, str) for name in delta):
+        raise ArgumentError("delta: expected a dict whose keys are all names")
     tensors = {name: _memory.host(t, f"delta: {name!r}") for name, t in delta.items() if name != METADATA_KEY}
     end = 0
     for name, tensor in tensors.items():
@@ -135,7 +137,7 @@ def as_paths(deltas: Sequence[Delta]) -> Iterator[list[str]]:
         paths: list[str] = []
         for delta in deltas:
             if isinstance(delta, Mapping):
-                path = stack.enter_context(temporary_folder()) / "delta.safetensors"
+                path = Path(stack.enter_context(temporary_folder())) / "delta.safetensors"
                 save(delta, path)
                 paths.append(str(path))
             elif isinstance(delta, (str, os.PathLike)):
@@ -145,11 +147,6 @@ def as_paths(deltas: Sequence[Delta]) -> Iterator[list[str]]:
         yield paths
 
 
-@contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """Gives a new folder for a delta on its way into or out of memory, and removes it."""
-    folder = Path(tempfile.mkdtemp(prefix="tpde-"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """Returns a new folder, as a context manager, for a delta on its way into or out of memory."""
+    return tempfile.TemporaryDirectory(prefix="tpde-", ignore_cleanup_errors=True)

@@ -1,4 +1,8 @@
-"""Tensors as memory: the checks that stand between Python objects and raw pointers."""
+"""Tensors as memory: the checks that stand between Python objects and raw pointers.
+
+Whoever makes a tensor for the core to write to says device="cpu": `torch.set_default_device` and
+`with torch.device(...)`, as model loaders use them, would put it elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ def as_tensor(value: Any, what: str) -> torch.Tensor:
             value = value.copy()  # torch has neither read-only memory nor negative strides
         try:
             value = torch.from_numpy(value)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:  # a dtype that torch lacks, another byte order
             raise UnsupportedError(f"{what}: {error}") from None
     if not isinstance(value, torch.Tensor):
         raise ArgumentError(f"{what}: expected a torch.Tensor or numpy array, got {type(value).__name__}")
@@ -69,16 +73,32 @@ def require_bytes(value: Any, what: str) -> torch.Tensor:
 def octets(tensor: torch.Tensor) -> torch.Tensor:
     """Returns the bytes of a contiguous tensor, 1-D uint8, sharing its memory."""
     if not tensor.numel():  # may have strides that view refuses
-        return torch.empty(0, dtype=torch.uint8)
+        return torch.empty(0, dtype=torch.uint8, device="cpu")
     return tensor.reshape(-1).view(torch.uint8)
 
 
 # torch says 0 for the address of an empty tensor, but to the core NULL means "no tensor".
-_NOWHERE = torch.empty(1, dtype=torch.float64)
+_NOWHERE = torch.empty(1, dtype=torch.float64, device="cpu")
 
 
 def pointer(tensor: torch.Tensor | None) -> tuple[int, int]:
-    """Returns address and size in bytes of a contiguous tensor; (0, 0) for None."""
+    """Returns address and size in bytes of a contiguous tensor in host memory; (0, 0) for None.
+
+    Raises UnsupportedError for a tensor that has elements but no memory: its storage was freed (as FSDP does), or it
+    stands for other tensors (a wrapper subclass, FakeTensor, inside vmap).
+    """
     if tensor is None:
         return 0, 0
-    return tensor.data_ptr() or _NOWHERE.data_ptr(), tensor.numel() * tensor.element_size()
+    size = tensor.numel() * tensor.element_size()
+    if not size:
+        return _NOWHERE.data_ptr(), 0
+    try:
+        address = tensor.data_ptr()
+    except RuntimeError:  # torch's way to say that there is none
+        address = 0
+    if not address or tensor.device.type != "cpu":
+        raise UnsupportedError(
+            f"{type(tensor).__name__} of {tensor.dtype} and shape {list(tensor.shape)} on {tensor.device}: has no host "
+            "memory of its own; expected a plain dense tensor"
+        )
+    return address, size

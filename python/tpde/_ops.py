@@ -67,10 +67,29 @@ def reconstruct_into(
     )
 
 
+def check_scatter(base: torch.Tensor, indices: torch.Tensor, values: torch.Tensor, chunk_map: torch.Tensor) -> None:
+    """Refuses tensors that do not fit together; the core gets pointers and could not tell. Raises ArgumentError."""
+    if indices.dtype is not torch.int64 or indices.dim() != 1:
+        raise ArgumentError(f"indices: expected 1-D torch.int64, got {indices.dtype} of shape {list(indices.shape)}")
+    if values.dtype != base.dtype or values.shape != indices.shape:
+        raise ArgumentError(
+            f"values: expected {base.dtype} of shape {list(indices.shape)}; "
+            f"got {values.dtype} of shape {list(values.shape)}"
+        )
+    if chunk_map.dtype is not torch.int64 or chunk_map.dim() != 1 or chunk_map.numel() < 2:
+        raise ArgumentError(
+            f"chunk_map: expected 1-D torch.int64 of two or more starts, got {chunk_map.dtype} "
+            f"of shape {list(chunk_map.shape)}"
+        )
+
+
 def scatter_add_into(
     dst: torch.Tensor, base: torch.Tensor, indices: torch.Tensor, values: torch.Tensor, chunk_map: torch.Tensor
 ) -> None:
-    """Writes base plus values at strictly increasing indices to dst; all are contiguous CPU tensors."""
+    """Writes base plus values at strictly increasing indices to dst; all are contiguous CPU tensors.
+
+    dst is like base; the others have passed check_scatter.
+    """
     core().scatter_add(
         *_memory.pointer(dst),
         *_memory.pointer(base),
@@ -100,7 +119,7 @@ def _reconstruct(
     dtype: torch.dtype,
     verify: bool = True,
 ) -> torch.Tensor:
-    out = torch.empty(shape, dtype=dtype)
+    out = torch.empty(shape, dtype=dtype, device="cpu")
     reconstruct_into(out, base, index_map, data_blob, verify, 0)
     return out
 
@@ -176,7 +195,8 @@ def _in_place(base: torch.Tensor) -> torch.Tensor:
 def _scatter_add(
     base: torch.Tensor, indices: torch.Tensor, values: torch.Tensor, chunk_map: torch.Tensor
 ) -> torch.Tensor:
-    out = torch.empty(base.shape, dtype=base.dtype)
+    check_scatter(base, indices, values, chunk_map)
+    out = torch.empty(base.shape, dtype=base.dtype, device="cpu")
     scatter_add_into(out, *(_memory.host(t, "scatter_add") for t in (base, indices, values, chunk_map)))
     return out
 

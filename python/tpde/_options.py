@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import re
-from typing import Final
+from fractions import Fraction
+from typing import Any, Final, SupportsIndex
 
 from tpde._status import ArgumentError
 
@@ -25,11 +27,29 @@ def choose(what: str, name: str, names: dict[str, int]) -> int:
     return names[name]
 
 
-def count(what: str, value: int) -> int:
-    """Returns value if it is a natural number (0 stands for "decide yourself")."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ArgumentError(f"{what}: expected a number from 0 up, got {value!r}")
-    return value
+MAX_COUNT: Final = 2**63 - 1
+MAX_WORKERS: Final = 1024  # as in the core
+
+
+def count(what: str, value: SupportsIndex, most: int = MAX_COUNT) -> int:
+    """Returns value if it is a whole number from 0 ("decide yourself") to most."""
+    number = _whole(value)
+    if number is None or not 0 <= number <= most:
+        raise ArgumentError(f"{what}: expected a number from 0 to {most}, got {value!r}")
+    return number
+
+
+def workers(value: SupportsIndex) -> int:
+    """Returns a number of cores; 0 stands for all."""
+    return count("workers", value, MAX_WORKERS)
+
+
+def _whole(value: Any) -> int | None:
+    """Returns an int or what numpy and torch have for one; None for anything else, bool included."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
 
 
 def size_in_bytes(what: str, size: int | str) -> int:
@@ -37,7 +57,8 @@ def size_in_bytes(what: str, size: int | str) -> int:
     if isinstance(size, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", size)
         if match and match[2].upper() in _UNITS:
-            size = int(float(match[1]) * _UNITS[match[2].upper()])
-    if isinstance(size, bool) or not isinstance(size, int) or size <= 0:
+            size = int(Fraction(match[1]) * _UNITS[match[2].upper()])
+    number = _whole(size)
+    if number is None or not 0 < number <= MAX_COUNT:
         raise ArgumentError(f"{what}: expected a size such as '5GB', '512MiB' or a number of bytes, got {size!r}")
-    return size
+    return number

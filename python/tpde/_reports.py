@@ -30,8 +30,13 @@ class TensorReport:
     stored_bytes: int = 0
     """Index and blob."""
     chunks: int = 0
-    base_digest: str = ""
+    base_digest: str | None = None
+    """None where it has no base."""
     target_digest: str = ""
+    of: str = ""
+    """alias: the tensor that it equals."""
+    reason: str = ""
+    """Why it has no base although one has its name."""
 
     @property
     def changed(self) -> float:
@@ -66,6 +71,7 @@ class Totals:
     new: int = 0
     alias: int = 0
     unchanged: int = 0
+    verbatim: int = 0
     removed: int = 0
     target_bytes: int = 0
     changed_target_bytes: int = 0
@@ -122,7 +128,7 @@ class DeltaReport(_Report):
         """Returns the totals in one line."""
         t = self.totals
         line = f"{size(t.target_bytes)} -> {size(t.file_bytes)} (ratio {t.ratio:.2f}): {t.tensors} tensors"
-        counts = {name: getattr(t, name) for name in ("delta", "new", "alias", "unchanged", "removed")}
+        counts = {name: getattr(t, name) for name in ("delta", "new", "verbatim", "alias", "unchanged", "removed")}
         line += "".join(f", {count} {name}" for name, count in counts.items() if count)
         if self.seconds:
             line += f"; {self.seconds:.2f} s, {size(t.target_bytes / self.seconds)}/s"
@@ -131,7 +137,7 @@ class DeltaReport(_Report):
     def __str__(self) -> str:
         rows = [
             (
-                tensor.name, tensor.dtype, "x".join(map(str, tensor.shape)) or "scalar", tensor.kind,
+                printable(tensor.name), tensor.dtype, "x".join(map(str, tensor.shape)) or "scalar", tensor.kind,
                 tensor.codec or "-",
                 f"{100 * tensor.changed:.2f}" if tensor.kind == "delta" else "-",
                 size(tensor.target_bytes), size(tensor.stored_bytes),
@@ -142,7 +148,7 @@ class DeltaReport(_Report):
         head = ("tensor", "dtype", "shape", "kind", "codec", "changed %", "bytes", "stored", "ratio", "chunks")
         lines = [table(head, rows, left=5)] if rows else []
         if self.removed:
-            lines.append("removed: " + ", ".join(self.removed))
+            lines.append("removed: " + ", ".join(map(printable, self.removed)))
         lines += [f"base   {self.base}", f"target {self.target}", self.summary()]
         return "\n".join(lines)
 
@@ -172,7 +178,7 @@ class UnpackReport(_Report):
 
     def __str__(self) -> str:
         lines = [
-            f"{f.sha256}  {f.path}  ({size(f.bytes)}, {'sha256 verified' if f.verified else 'not verified'})"
+            f"{f.sha256}  {printable(f.path)}  ({size(f.bytes)}, {'sha256 verified' if f.verified else 'not verified'})"
             for f in self.files
         ]
         rate = f", {size(self.bytes / self.seconds)}/s" if self.seconds else ""
@@ -195,6 +201,11 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
         count /= 1000
     return f"{count:.2f} TB"
+
+
+def printable(name: str) -> str:
+    """Returns a name from a file so that it can neither break a line nor command a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name)
 
 
 def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], left: int = 1) -> str:

@@ -19,7 +19,6 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -33,6 +32,9 @@ PathLike: TypeAlias = "str | os.PathLike[str]"
 Checkpoint: TypeAlias = "PathLike | Mapping[str, torch.Tensor]"
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+# Both together make a dict a delta (see _deltas).
+METADATA_KEY = "__tpde_metadata__"
+MANIFEST_KEY = "__tpde__"
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 
 
@@ -41,6 +43,8 @@ class Source(AbstractContextManager["Source"]):
 
     def __init__(self, handle: int, keep: Any = None) -> None:
         self.handle = handle
+        self.torch_file: str | None = None
+        """The .pt file that it was read from; the core, which only sees tensors, does not know of it."""
         self._keep = keep
 
     def __exit__(
@@ -69,20 +73,20 @@ def open_source(checkpoint: Checkpoint | None, what: str) -> Source:
         )
     path = os.fspath(checkpoint)
     if path.lower().endswith(TORCH_SUFFIXES) and not os.path.isdir(path):
-        return _of_tensors(_find_state_dict(_torch_load(path), path), path)
+        source = _of_tensors(_find_state_dict(load_torch(path), path), path)
+        source.torch_file = path
+        return source
     return Source(core().source_open(path))
 
 
-def is_torch_file(path: Path) -> bool:
-    """Reports whether path is named like a PyTorch state dict."""
-    return path.suffix.lower() in TORCH_SUFFIXES and path.is_file()
-
-
-def _torch_load(path: str) -> Any:
+def load_torch(path: str) -> Any:
+    """Returns what a PyTorch file holds, mapped. Raises NotFoundError or UnsupportedError."""
     import torch
 
     if not os.path.exists(path):
         raise NotFoundError(f"{path}: no such file")
+    if not os.path.isfile(path):
+        raise UnsupportedError(f"{path}: is not a regular file")
     mapped = zipfile.is_zipfile(path)  # files of torch before 1.6 are no zip archives and cannot be mapped
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
@@ -107,10 +111,16 @@ def _find_state_dict(loaded: Any, label: str) -> Mapping[str, Any]:
             if left_out:
                 warnings.warn(f"{label}: packing the state dict under {key!r}; left out: {left_out}", stacklevel=4)
             loaded = loaded[key]
+    if METADATA_KEY in loaded and MANIFEST_KEY in loaded:
+        raise ArgumentError(f"{label}: is a delta, expected a checkpoint")
     state: Mapping[str, Any] = loaded
     for name, value in state.items():
         if not isinstance(name, str):
             raise ArgumentError(f"{label}: expected names as keys of the state dict, got {name!r}")
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise ArgumentError(f"{label}: {name!r} cannot name a tensor: it is not valid Unicode") from None
         if not _is_tensor(value):
             raise ArgumentError(
                 f"{label}: entry {name!r} is a {type(value).__name__}, not a tensor, and could not be restored; "
@@ -139,10 +149,11 @@ def _of_tensors(tensors: Mapping[str, Any], label: str) -> Source:
             try:
                 number = _dtypes.number_of(tensor.dtype)
                 shape = _dtypes.element_shape(tensor)
+                pointer = _memory.pointer(tensor)
             except UnsupportedError as error:
                 raise UnsupportedError(f"{label}: tensor {name!r}: {error}") from None
             keep.append(tensor)
-            binding.source_add(source.handle, name, number, shape, *_memory.pointer(tensor))
+            binding.source_add(source.handle, name, number, shape, *pointer)
     except BaseException:
         source.close()
         raise

@@ -101,14 +101,14 @@ def encode(
         _options.choose("codec", codec, _options.CODECS),
         _options.choose("residual", residual, _options.RESIDUALS),
         _options.choose("level", level, _options.LEVELS),
-        _options.count("workers", workers),
+        _options.workers(workers),
         _options.count("num_chunks", num_chunks),
         _options.count("chunk_words", chunk_words),
     )
     try:
         index_bytes, blob_bytes = binding.encoded_bytes(handle)
-        index_map = torch.empty(index_bytes, dtype=torch.uint8)
-        data_blob = torch.empty(blob_bytes, dtype=torch.uint8)
+        index_map = torch.empty(index_bytes, dtype=torch.uint8, device="cpu")
+        data_blob = torch.empty(blob_bytes, dtype=torch.uint8, device="cpu")
         binding.encoded_copy(*_memory.pointer(index_map), *_memory.pointer(data_blob), handle)
     finally:
         binding.encoded_free(handle)
@@ -151,9 +151,9 @@ def reconstruct(
         dtype, shape = _dtypes.torch_of(raw["dtype"]), _dtypes.torch_shape(raw["dtype"], raw["shape"])
         if workers == 0:
             return _ops.reconstruct(base, index_map, data_blob, shape, dtype, verify)
-        out = torch.empty(shape, dtype=dtype)
+        out = torch.empty(shape, dtype=dtype, device="cpu")
     _memory.require_cpu(out, "out")
-    _ops.reconstruct_into(_output(out), base, index_map, data_blob, verify, _options.count("workers", workers))
+    _ops.reconstruct_into(_output(out), base, index_map, data_blob, verify, _options.workers(workers))
     return out
 
 
@@ -189,6 +189,8 @@ def _reconstruct_on_cuda(
 
 def _output(out: torch.Tensor) -> torch.Tensor:
     """Refuses tensors that cannot be written through a pointer."""
+    if not isinstance(out, torch.Tensor):
+        raise ArgumentError(f"out: expected a torch.Tensor, got {type(out).__name__}")
     if not out.is_contiguous() or out.is_conj() or out.is_neg():
         raise ArgumentError("out: expected a contiguous tensor")
     if out.requires_grad and torch.is_grad_enabled():
@@ -250,11 +252,7 @@ def scatter_add(
     if chunk_map is None:
         chunk_map = _even_chunks(indices)
     chunk_map = _memory.require_cpu(_memory.as_tensor(chunk_map, "chunk_map"), "chunk_map").contiguous()
-    if chunk_map.dtype is not torch.int64 or chunk_map.dim() != 1 or chunk_map.numel() < 2:
-        raise ArgumentError(
-            f"chunk_map: expected 1-D torch.int64 of two or more starts, got {chunk_map.dtype} "
-            f"of shape {list(chunk_map.shape)}"
-        )
+    _ops.check_scatter(base, indices, values, chunk_map)
     indices, values = _increasing(indices, values)
     if out is None:
         return _ops.scatter_add(base, indices, values, chunk_map)
@@ -308,9 +306,10 @@ def chunk_map(deltas: int | torch.Tensor, n_chunks: int = 64) -> torch.Tensor:
     The result is int64 [n_chunks + 1]: chunk c covers deltas result[c] up to result[c + 1].
     """
     count = deltas.numel() if isinstance(deltas, torch.Tensor) else _options.count("deltas", deltas)
+    n_chunks = _options.count("n_chunks", n_chunks)
     if n_chunks < 1:
         raise ArgumentError(f"n_chunks: expected 1 or more, got {n_chunks}")
-    return torch.arange(n_chunks + 1, dtype=torch.int64) * count // n_chunks
+    return torch.arange(n_chunks + 1, dtype=torch.int64, device="cpu") * count // n_chunks
 
 
 # scatter_add has a parameter of that name.
@@ -352,7 +351,7 @@ def load_bytes(path: PathLike) -> torch.Tensor:
     path = Path(path)
     if not path.is_file():
         raise NotFoundError(f"{path}: no such file")
-    out = torch.empty(path.stat().st_size, dtype=torch.uint8)
+    out = torch.empty(path.stat().st_size, dtype=torch.uint8, device="cpu")
     with path.open("rb") as file:
         if file.readinto(out.numpy().data) != out.numel():
             raise NotFoundError(f"{path}: became shorter while it was read")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
 import sys
 import warnings
@@ -19,6 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     warnings.showwarning = _show_warning
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files and tensors may have what it cannot encode
+        sys.stdout.reconfigure(errors="backslashreplace")
     run: Callable[[argparse.Namespace], None] = arguments.run
     try:
         run(arguments)
@@ -42,7 +45,9 @@ class _UsageError(Exception):
     """The command line makes no sense; argparse prints it with the usage."""
 
 
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    if issubclass(category, (DeprecationWarning, FutureWarning)):
+        return  # addressed to the authors of a dependency
     print(f"tpde: warning: {message}", file=sys.stderr)
 
 
@@ -69,9 +74,12 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("--codec", choices=_options.CODECS, default="auto", help="default: auto, by trial per tensor")
     pack.add_argument("--residual", choices=_options.RESIDUALS, default="bit", help="default: bit")
     pack.add_argument("--level", choices=_options.LEVELS, default="default")
-    pack.add_argument("--num-chunks", type=_natural, default=0, metavar="N", help="chunks per tensor")
-    pack.add_argument("--chunk-bytes", type=_natural, default=0, metavar="N", help="bytes of target per chunk")
-    pack.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="split a larger delta; default: 5GB")
+    chunks = pack.add_mutually_exclusive_group()
+    chunks.add_argument("--num-chunks", type=_natural, default=0, metavar="N", help="chunks per tensor")
+    chunks.add_argument("--chunk-bytes", type=_natural, default=0, metavar="N", help="bytes of target per chunk")
+    pack.add_argument(
+        "--max-shard-size", type=_size, default="5GB", metavar="SIZE", help="split a larger delta; default: 5GB"
+    )
     _common(pack, writes=True)
 
     unpack = command(
@@ -104,8 +112,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("base", metavar="BASE")
     bench.add_argument("target", metavar="TARGET")
-    bench.add_argument("--workers", type=_natural, default=1, metavar="N", help="cores for our codecs; default: 1")
-    bench.add_argument("--limit", default="1GB", metavar="SIZE", help="take tensors up to this size; default: 1GB")
+    bench.add_argument("--workers", type=_workers, default=1, metavar="N", help="cores for our codecs; default: 1")
+    bench.add_argument(
+        "--limit", type=_size, default="1GB", metavar="SIZE", help="take tensors up to this size; default: 1GB"
+    )
     bench.add_argument("--repeats", type=_positive, default=5, metavar="N", help="default: 5")
     bench.add_argument("--json", action="store_true", help="print JSON")
 
@@ -117,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _common(parser: argparse.ArgumentParser, writes: bool) -> None:
-    parser.add_argument("--workers", type=_natural, default=0, metavar="N", help="cores to use; default: all")
+    parser.add_argument("--workers", type=_workers, default=0, metavar="N", help="cores to use; default: all")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     if writes:
@@ -125,17 +135,32 @@ def _common(parser: argparse.ArgumentParser, writes: bool) -> None:
 
 
 def _natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise ValueError
-    return value
+    return _number(text, 0)
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
+    return _number(text, 1)
+
+
+def _number(text: str, least: int) -> int:
+    value = int(text) if text.isdecimal() else -1
+    if not least <= value <= _options.MAX_COUNT:
+        raise argparse.ArgumentTypeError(f"expected a number from {least} up, got {text!r}")
     return value
+
+
+def _workers(text: str) -> int:
+    value = _natural(text)
+    if value > _options.MAX_WORKERS:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to {_options.MAX_WORKERS}, got {text!r}")
+    return value
+
+
+def _size(text: str) -> int:
+    try:
+        return _options.size_in_bytes("size", text)
+    except ArgumentError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("size: ")) from None
 
 
 def _progress(arguments: argparse.Namespace) -> bool | None:
@@ -219,12 +244,12 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    from tpde import _bench
+    from tpde import _bench, _reports
 
-    limit = _options.size_in_bytes("--limit", arguments.limit)
-    pairs, skipped = _bench.read_pairs(arguments.base, arguments.target, limit)
+    pairs, skipped = _bench.read_pairs(arguments.base, arguments.target, arguments.limit)
     if not pairs:
-        raise ArgumentError(f"{arguments.target}: no tensor of up to {arguments.limit} differs from {arguments.base}")
+        limit = _reports.size(arguments.limit)
+        raise ArgumentError(f"{arguments.target}: no tensor of up to {limit} differs from {arguments.base}")
     lines, notes = _bench.measure(pairs, workers=(arguments.workers,), repeats=arguments.repeats)
     if arguments.json:
         print(json.dumps([dataclasses.asdict(line) for line in lines], indent=2))

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tpde import _ops, _tensors
-from tpde._sources import TORCH_SUFFIXES, PathLike
-from tpde._status import ArgumentError, ExistsError, NotFoundError
+from tpde import _memory, _ops, _tensors
+from tpde._sources import TORCH_SUFFIXES, PathLike, load_torch
+from tpde._status import ArgumentError, CorruptError, ExistsError, NotFoundError
 
 __all__ = ["JITCompressedLinear"]
 
@@ -119,7 +119,7 @@ class JITCompressedLinear(nn.Linear):
             raise ArgumentError(f"bias: expected shape {info.shape[:1]}, got {list(bias.shape)}")
         self.out_features, self.in_features = info.shape
         self.weight_dtype = info.dtype
-        base = None if base is None else base.detach()
+        base = None if base is None else _memory.as_tensor(base, "base").detach()
         on_host = None if base is None else base.cpu()
         _tensors.reconstruct(on_host, index_map, data_blob)  # checks the digests; the result is dropped
         self.register_buffer("base", None if base is None else base.to(device))
@@ -235,9 +235,10 @@ class JITCompressedLinear(nn.Linear):
 class _RebuildLinear(torch.autograd.Function):
     """F.linear with a weight that is rebuilt for the forward and again for the backward."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
-        ctx: Any,
         input: Tensor,
         bias: Tensor | None,
         base: Tensor | None,
@@ -246,9 +247,13 @@ class _RebuildLinear(torch.autograd.Function):
         shape: tuple[int, int],
         dtype: torch.dtype,
     ) -> Tensor:
-        ctx.save_for_backward(base, index_map, data_blob)
-        ctx.shape, ctx.dtype = shape, dtype
         return F.linear(input, _ops.reconstruct(base, index_map, data_blob, shape, dtype, False), bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Apart from forward, so that torch.func.grad and the like work."""
+        _, _, base, index_map, data_blob, ctx.shape, ctx.dtype = inputs
+        ctx.save_for_backward(base, index_map, data_blob)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -267,16 +272,20 @@ def _read_base(path: str) -> Tensor:
     file, separator, name = path.partition("::")
     if not os.path.isfile(file):
         raise NotFoundError(f"{file}: no such file")
+    tensors: dict[str, Tensor | None]
     if file.lower().endswith(TORCH_SUFFIXES):
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
-        tensors = {"": loaded} if isinstance(loaded, Tensor) else dict(loaded)
+        loaded = load_torch(file)
+        tensors = {"": loaded} if isinstance(loaded, Tensor) else dict(loaded) if isinstance(loaded, dict) else {}
     else:
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-        with safe_open(file, framework="pt") as opened:
-            names = list(opened.keys())
-            wanted = [name] if name in names else names if not separator and len(names) == 1 else []
-            tensors = {key: opened.get_tensor(key) if key in wanted else None for key in names}
+        try:
+            with safe_open(file, framework="pt") as opened:
+                names = list(opened.keys())
+                wanted = [name] if name in names else names if not separator and len(names) == 1 else []
+                tensors = {key: opened.get_tensor(key) if key in wanted else None for key in names}
+        except SafetensorError as error:
+            raise CorruptError(f"{file}: {error}") from None
     if not separator and len(tensors) == 1:
         (name,) = tensors
     base = tensors.get(name)

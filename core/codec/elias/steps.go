@@ -49,53 +49,33 @@ const full = 1<<15 | 1<<31 | 1<<47 | 1<<63
 // skip subtracts the steps of whole groups from the counters, a row of stride
 // bytes apart from byte off of base on, as long as none runs out: nearly every
 // group of a sparse residual. At most 16 is subtracted at a time, so no counter
-// borrows from the next. The loops differ in the word size alone.
+// borrows from the next.
 func (s *stepTable) skip(wordBytes int, base []byte, off, stride int, shift, counters uint64) (int, uint64) {
-	switch wordBytes {
-	case 1:
-		for ; off+groupBytes <= len(base); off += stride {
-			lo, hi := load(base, off, shift)
-			after := counters - s.sum8(lo, hi)
-			if after&full != full {
-				break
-			}
-			counters = after
+	for ; off+groupBytes <= len(base); off += stride {
+		after := counters - s.sum(wordBytes, base, off, shift)
+		if after&full != full {
+			break
 		}
-	case 2:
-		for ; off+groupBytes <= len(base); off += stride {
-			lo, hi := load(base, off, shift)
-			after := counters - s.sum16(lo, hi)
-			if after&full != full {
-				break
-			}
-			counters = after
-		}
-	case 4:
-		for ; off+groupBytes <= len(base); off += stride {
-			lo, hi := load(base, off, shift)
-			after := counters - s.sum32(lo, hi)
-			if after&full != full {
-				break
-			}
-			counters = after
-		}
-	default:
-		for ; off+groupBytes <= len(base); off += stride {
-			lo, hi := load(base, off, shift)
-			after := counters - s.sum64(lo, hi)
-			if after&full != full {
-				break
-			}
-			counters = after
-		}
+		counters = after
 	}
 	return off, counters
 }
 
-// load returns the group at byte off of b as two shifted words of 64 bits.
-func load(b []byte, off int, shift uint64) (lo, hi uint64) {
-	g := b[off : off+groupBytes]
-	return binary.LittleEndian.Uint64(g) >> (shift & 63), binary.LittleEndian.Uint64(g[8:]) >> (shift & 63)
+// sum adds up the steps of the group at byte off of base.
+func (s *stepTable) sum(wordBytes int, base []byte, off int, shift uint64) uint64 {
+	g := base[off : off+groupBytes]
+	lo := binary.LittleEndian.Uint64(g) >> (shift & 63)
+	hi := binary.LittleEndian.Uint64(g[8:]) >> (shift & 63)
+	switch wordBytes {
+	case 1:
+		return s.sum8(lo, hi)
+	case 2:
+		return s.sum16(lo, hi)
+	case 4:
+		return s.sum32(lo, hi)
+	default:
+		return s.sum64(lo, hi)
+	}
 }
 
 // count adds up the steps of whole groups like skip, as long as their residual
@@ -107,18 +87,7 @@ func (s *stepTable) count(wordBytes int, base, res []byte, off, stride int, shif
 		if binary.LittleEndian.Uint64(r)|binary.LittleEndian.Uint64(r[8:]) != 0 {
 			break
 		}
-		lo, hi := load(base, off, shift)
-		var sum uint64
-		switch wordBytes {
-		case 1:
-			sum = s.sum8(lo, hi)
-		case 2:
-			sum = s.sum16(lo, hi)
-		case 4:
-			sum = s.sum32(lo, hi)
-		default:
-			sum = s.sum64(lo, hi)
-		}
+		sum := s.sum(wordBytes, base, off, shift)
 		if sum >= 1<<(16*dense) {
 			break
 		}

@@ -23,8 +23,23 @@ def special(exp_bits: int, mantissa_bits: int) -> list[int]:
     """Zeros, subnormals, smallest and largest normals, infinities and NaNs of both signs."""
     one = ((1 << (exp_bits - 1)) - 1) << mantissa_bits
     inf = ((1 << exp_bits) - 1) << mantissa_bits
-    magnitudes = [0, 1, 2, 3, (1 << mantissa_bits) - 1, 1 << mantissa_bits, (1 << mantissa_bits) + 1,
-                  one - 1, one, one + 1, inf - 2, inf - 1, inf, inf + 1, inf + (1 << (mantissa_bits - 1))]
+    magnitudes = [
+        0,
+        1,
+        2,
+        3,
+        (1 << mantissa_bits) - 1,
+        1 << mantissa_bits,
+        (1 << mantissa_bits) + 1,
+        one - 1,
+        one,
+        one + 1,
+        inf - 2,
+        inf - 1,
+        inf,
+        inf + 1,
+        inf + (1 << (mantissa_bits - 1)),
+    ]
     sign = 1 << (exp_bits + mantissa_bits)
     return magnitudes + [m | sign for m in magnitudes]
 
@@ -46,8 +61,10 @@ def main() -> None:
     rng = np.random.default_rng(1)
     signed = {2: np.int16, 4: np.int32, 8: np.int64}
     for name, dtype, exp_bits, mantissa_bits in [
-        ("f16", torch.float16, 5, 10), ("bf16", torch.bfloat16, 8, 7),
-        ("f32", torch.float32, 8, 23), ("f64", torch.float64, 11, 52),
+        ("f16", torch.float16, 5, 10),
+        ("bf16", torch.bfloat16, 8, 7),
+        ("f32", torch.float32, 8, 23),
+        ("f64", torch.float64, 11, 52),
     ]:
         a, b = pairs(rng, exp_bits, mantissa_bits)
         s = signed[a.dtype.itemsize]
@@ -63,12 +80,14 @@ def main() -> None:
         name = str(dtype).removeprefix("torch.float8_")
         (HERE / f"torch_f8_{name}.bin.gz").write_bytes(gzip.compress(sums, 9, mtime=0))
 
-    x = np.concatenate([
-        np.array(special(8, 23), dtype="<u4"),
-        rng.integers(0, 1 << 32, 1000, dtype=np.uint64).astype("<u4"),
-        # around the range of float16, with ties: few bits set below its mantissa
-        (rng.integers(0x32000000, 0x48000000, 2000, dtype=np.uint64).astype("<u4") & np.uint32(0xFFFFF000)),
-    ])
+    x = np.concatenate(
+        [
+            np.array(special(8, 23), dtype="<u4"),
+            rng.integers(0, 1 << 32, 1000, dtype=np.uint64).astype("<u4"),
+            # around the range of float16, with ties: few bits set below its mantissa
+            (rng.integers(0x32000000, 0x48000000, 2000, dtype=np.uint64).astype("<u4") & np.uint32(0xFFFFF000)),
+        ]
+    )
     f = torch.from_numpy(x.view(np.float32).copy())
     rows = np.zeros(len(x), dtype=[("f32", "<u4"), ("f16", "<u2"), ("bf16", "<u2")])
     rows["f32"] = x
