@@ -65,8 +65,8 @@ class Settings:
 # ---- what is called ---------------------------------------------------------
 
 
-def rebuild(p: Packed, out: torch.Tensor | None = None) -> torch.Tensor:
-    return tpde.reconstruct(p.base, p.index_map, p.data_blob, out=out, verify=False)
+def rebuild(p: Packed, out: torch.Tensor | None = None, verify: bool = False) -> torch.Tensor:
+    return tpde.reconstruct(p.base, p.index_map, p.data_blob, out=out, verify=verify)
 
 
 def rebuild_all(tensors: Sequence[Packed], verify: bool = False) -> list[torch.Tensor]:
@@ -220,28 +220,28 @@ def scatter(s: Settings) -> list[dict[str, Any]]:
     base = torch.randn(8192, 8192, generator=g, device="cuda")
     indices = (torch.rand(base.numel(), generator=g, device="cuda") < 0.1).nonzero().flatten()
     values = 0.01 * torch.randn(indices.numel(), generator=g, device="cuda")
-    chunk_map = tpde.chunk_map(indices.numel()).cuda()
     expected = base.clone()
     expected.view(-1).scatter_add_(0, indices, values)
     out, live = torch.empty_like(base), base.clone()
-    require_same_bits("scatter_add", tpde.scatter_add(base, indices, values, chunk_map, out=out), expected)
-    require_same_bits("scatter_add in place", tpde.scatter_add(live, indices, values, chunk_map, out=live), expected)
+    require_same_bits("scatter_add", tpde.scatter_add(base, indices, values, out=out), expected)
+    require_same_bits("scatter_add in place", tpde.scatter_add(live, indices, values, out=live), expected)
 
     size = base.numel() * base.element_size()
     read = indices.numel() * (indices.element_size() + values.element_size())
     touched = 2 * indices.numel() * base.element_size()  # at the least: memory is read and written in 32 bytes
     lines: tuple[tuple[str, int, Callable[[], object]], ...] = (
-        ("tpde.scatter_add", 2 * size + read, lambda: tpde.scatter_add(base, indices, values, chunk_map, out=out)),
+        ("tpde.scatter_add", 2 * size + read, lambda: tpde.scatter_add(base, indices, values, out=out)),
         ("torch clone + scatter_add_", 2 * size + touched + read,
          lambda: base.clone().view(-1).scatter_add_(0, indices, values)),
         ("clone alone", 2 * size, base.clone),
         ("tpde.scatter_add in place", touched + read,
-         lambda: tpde.scatter_add(live, indices, values, chunk_map, out=live)),
+         lambda: tpde.scatter_add(live, indices, values, out=live)),
         ("torch scatter_add_ in place", touched + read, lambda: live.view(-1).scatter_add_(0, indices, values)),
     )  # fmt: skip
     figures, rows = [], []
     for what, moved, work in lines:
         timing = on_device([work], s.repeats)
+        tpde.cuda.synchronize()  # raises failures
         rows.append((what, timing.text(), f"{moved / timing.seconds / 1e9:.0f}"))
         figures.append({"what": what, "moved_bytes": moved, **dataclasses.asdict(timing)})
     print(f"\nscatter-add, 8192x8192 fp32 ({size / 2**20:.0f} MiB), {indices.numel()} values\n")
@@ -260,6 +260,7 @@ def launch(s: Settings) -> list[dict[str, Any]]:
     require_same_bits("a tiny tensor", rebuild(p, out), target.cuda())
     calls = 200 if s.quick else 2000
     works: tuple[tuple[str, Callable[[], object]], ...] = (
+        ("tpde.reconstruct, checksums verified", lambda: rebuild(p, verify=True)),
         ("tpde.reconstruct", lambda: rebuild(p)),
         ("tpde.reconstruct, out=", lambda: rebuild(p, out)),
         ("torch.add, out=", lambda: torch.add(p.base, p.base, out=out)),

@@ -20,21 +20,21 @@ usage() {
   exit 2
 }
 
-# Once per content of wheels/: into site/, which PYTHONPATH puts before the
-# machine's own packages.
+# Once per content of wheels/: into site-packages/, which PYTHONPATH puts before
+# the machine's own packages. tpde looks for nvCOMP in folders of that name.
 install() {
   local wheels
   wheels=$(cd "$bundle/wheels" && sha256sum ./*.whl)
-  if [ "$wheels" != "$(cat "$bundle/site/.installed" 2>/dev/null)" ]; then
-    rm -rf "$bundle/site"
+  if [ "$wheels" != "$(cat "$bundle/site-packages/.installed" 2>/dev/null)" ]; then
+    rm -rf "$bundle/site-packages"
     "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --disable-pip-version-check \
-      --root-user-action=ignore --target "$bundle/site" "$bundle"/wheels/*.whl
-    echo "$wheels" >"$bundle/site/.installed"
+      --root-user-action=ignore --target "$bundle/site-packages" "$bundle"/wheels/*.whl
+    echo "$wheels" >"$bundle/site-packages/.installed"
   fi
 }
 
 about() {
-  nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || echo "no GPU: nvidia-smi fails"
+  nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null || echo "no GPU: nvidia-smi fails"
   "$python" -c 'import sys, torch; print(f"Python {sys.version.split()[0]}, torch {torch.__version__}")'
   echo "tpde commit $(cat "$bundle/COMMIT")"
 }
@@ -55,8 +55,8 @@ command=${1:-}
 case $command in test | bench | gputest | sanitize | python) shift ;; *) usage ;; esac
 
 install
-export PYTHONPATH=$bundle/site${PYTHONPATH:+:$PYTHONPATH}
-# Where gputest looks for NVRTC and nvCOMP. The Python package finds them by itself.
+export PYTHONPATH=$bundle/site-packages${PYTHONPATH:+:$PYTHONPATH}
+# Where gputest looks for NVRTC and nvCOMP; the Python package finds them by itself.
 TPDE_SITE_PACKAGES=$("$python" -c 'import os, sys; print(":".join(p for p in sys.path if os.path.isdir(p + "/nvidia")))')
 export TPDE_SITE_PACKAGES
 about
