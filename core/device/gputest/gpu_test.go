@@ -114,6 +114,7 @@ type options struct {
 	chunkWords uint64
 	base       bool
 	density    float64 // part of the words that changed
+	level      codec.Level
 }
 
 // pack makes a tensor of floats of normal size and changes some of its words,
@@ -155,7 +156,7 @@ func pack(t testing.TB, o options) *sample {
 	var out bytes.Buffer
 	var err error
 	d := tensor.Desc{Type: o.dt, Shape: []uint64{uint64(8 * len(words) / o.dt.Bits())}}
-	s.index, err = tensor.Encode(context.Background(), &out, d, s.base, s.target, tensor.Options{Codec: o.id, Residual: o.kind, ChunkWords: o.chunkWords})
+	s.index, err = tensor.Encode(context.Background(), &out, d, s.base, s.target, tensor.Options{Codec: o.id, Residual: o.kind, ChunkWords: o.chunkWords, Level: o.level})
 	must(t, err)
 	s.blob = out.Bytes()
 	s.prepared, err = engine.Prepare(s.index)
