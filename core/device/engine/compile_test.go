@@ -140,6 +140,31 @@ func TestLayout(t *testing.T) {
 	offset("elias::Tables", "gap", 256)
 	offset("elias::Tables", "classes", 268)
 	offset("elias::Tables", "shift", 272)
+	text.WriteString("#include \"zstd.cuh\"\n")
+	var z zstdBatch
+	var zi zstdItem
+	same("sizeof(zstd::ZstdBatch)", unsafe.Sizeof(z))
+	same("zstd::kMaxZstdItems", len(z.item))
+	offset("zstd::ZstdBatch", "items", unsafe.Offsetof(z.items))
+	offset("zstd::ZstdBatch", "item", unsafe.Offsetof(z.item))
+	for field, got := range map[string]uintptr{
+		"frames": unsafe.Offsetof(z.slots.frames), "frame_bytes": unsafe.Offsetof(z.slots.frameBytes),
+		"buffers": unsafe.Offsetof(z.slots.buffers), "buffer_bytes": unsafe.Offsetof(z.slots.bufferBytes),
+		"actual_bytes": unsafe.Offsetof(z.slots.actualBytes), "planes": unsafe.Offsetof(z.slots.planes),
+		"statuses": unsafe.Offsetof(z.slots.statuses),
+	} {
+		offset("zstd::ZstdBatch", "slots."+field, unsafe.Offsetof(z.slots)+got)
+	}
+	same("sizeof(zstd::ZstdItem)", unsafe.Sizeof(zi))
+	offset("zstd::ZstdItem", "base", unsafe.Offsetof(zi.base))
+	offset("zstd::ZstdItem", "first_block", unsafe.Offsetof(zi.firstBlock))
+	offset("zstd::ZstdItem", "buffers", unsafe.Offsetof(zi.buffers))
+	offset("zstd::ZstdItem", "slots", unsafe.Offsetof(zi.slots))
+	offset("zstd::ZstdItem", "checked", unsafe.Offsetof(zi.checked))
+	same("sizeof(zstd::Place)", placeBytes)
+	offset("zstd::Place", "buffer", 0)
+	offset("zstd::Place", "slot", 8)
+	offset("zstd::Place", "planes", 12)
 	if _, err := c.Compile(nvrtc.Source{Name: "layout.cu", Text: text.String(), Headers: headers(), Options: []string{"--std=c++17"}}, "sm_90"); err != nil {
 		t.Error(err)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/tpde-project/tpde/core/codec"
 	"github.com/tpde-project/tpde/core/device/cuda"
 	"github.com/tpde-project/tpde/core/device/dl/dltest"
+	"github.com/tpde-project/tpde/core/device/nvcomp"
 	"github.com/tpde-project/tpde/core/dtype"
 	"github.com/tpde-project/tpde/core/residual"
 	"github.com/tpde-project/tpde/core/status"
@@ -41,8 +42,14 @@ func openFake(t *testing.T) (*Engine, func() []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if source, err = os.ReadFile("testdata/fakenvcomp.c"); err != nil {
+		t.Fatal(err)
+	}
+	frames := filepath.Join(t.TempDir(), "fakenvcomp.so")
+	dltest.Build(t, frames, string(source), "-DLOG=\""+log+"\"")
 	t.Setenv("TPDE_CACHE", t.TempDir())
 	e := &Engine{driver: driver, compiler: compiler}
+	e.zstd.open = func() (*nvcomp.Library, error) { return nvcomp.OpenFile(frames) }
 	return e, func() []string {
 		data, _ := os.ReadFile(log)
 		os.Truncate(log, 0)

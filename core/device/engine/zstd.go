@@ -164,7 +164,7 @@ func (z *zstdState) scratch(lib *nvcomp.Library, w *wave, stream uintptr) (total
 func (e *Engine) zstdScratch(jobs []Job) (most uint64, err error) {
 	var lib *nvcomp.Library
 	err = waves(jobs, waveCost, func(w *wave) error {
-		if lib == nil {
+		if w.slots > 0 && lib == nil {
 			if lib, err = e.zstd.library(); err != nil {
 				return err
 			}
@@ -186,9 +186,12 @@ func (e *Engine) zstdJobs(d *device, jobs []Job, scratch uintptr, scratchBytes u
 	}
 	checked := false
 	return waves(jobs, waveCost, func(w *wave) error {
-		lib, err := e.zstd.library()
-		if err != nil {
-			return err
+		var lib *nvcomp.Library
+		if w.slots > 0 {
+			var err error
+			if lib, err = e.zstd.library(); err != nil {
+				return err
+			}
 		}
 		need, temp, err := e.zstd.scratch(lib, w, stream)
 		if err != nil {
