@@ -114,6 +114,8 @@ func TestPrepareChoosesKernel(t *testing.T) {
 		{codec.Raw, dtype.F64, residual.Add, "raw.cu -DWORD=u64 -DADD=F64"},
 		{codec.Raw, dtype.F16, residual.Add, "raw.cu -DWORD=u16 -DADD=F16"},
 		{codec.Raw, dtype.BF16, residual.Add, "raw.cu -DWORD=u16 -DADD=BF16"},
+		{codec.Zstd, dtype.BF16, residual.Bit, "zstd.cu -DWORD=u16"},
+		{codec.Zstd, dtype.F64, residual.Add, "zstd.cu -DWORD=u64 -DADD=F64"},
 	} {
 		if got := prepare(t, c.id, c.dt, c.kind, 64).kernel.module(); got != c.want {
 			t.Errorf("%v %v %v: %s, expected %s", c.id, c.dt, c.kind, got, c.want)

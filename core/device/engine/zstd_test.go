@@ -11,6 +11,8 @@ import (
 	"github.com/tpde-project/tpde/core/codec"
 	"github.com/tpde-project/tpde/core/codec/zstd"
 	"github.com/tpde-project/tpde/core/container"
+	"github.com/tpde-project/tpde/core/device/dl"
+	"github.com/tpde-project/tpde/core/device/dl/dltest"
 	"github.com/tpde-project/tpde/core/device/nvcomp"
 	"github.com/tpde-project/tpde/core/dtype"
 	"github.com/tpde-project/tpde/core/residual"
@@ -211,5 +213,27 @@ func TestZstdUnchanged(t *testing.T) {
 	}
 	if got := names(calls()); !slices.Equal(got, []string{"crc32c_check", "zstd_join"}) {
 		t.Errorf("calls %v", got)
+	}
+}
+
+// TestScratchBound asks the real nvCOMP: however the cost of a wave is split
+// between slots and buffers, scratch memory stays below what the documentation
+// says.
+func TestScratchBound(t *testing.T) {
+	dl.SetSearch(dltest.SitePackages(t))
+	lib, err := nvcomp.Open()
+	if err != nil {
+		t.Skip(err)
+	}
+	var z zstdState
+	for slots := uint64(1); slots*slotBytes < waveCost; slots *= 2 {
+		w := wave{slots: slots, largest: 65536, bytes: waveCost - slots*slotBytes}
+		n, temp, err := z.scratch(lib, &w, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n > 1150<<20 || temp < w.bytes {
+			t.Errorf("%d slots and %d bytes of buffers take %d bytes of scratch, %d for nvCOMP", slots, w.bytes, n, temp)
+		}
 	}
 }
