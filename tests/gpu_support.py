@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 import tpde
 from support import random_bits
+from tpde._core import gpu_core
 
 NEEDS_GPU = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
+# zstd takes nvCOMP, which not every machine with a GPU has.
 CODECS = ["elias", "raw"]
+if torch.cuda.is_available() and json.loads(gpu_core().device_info())["nvcomp"]["found"]:
+    CODECS.append("zstd")
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-DTYPES = [
-    dtype
-    for name in (
-        "bool uint8 int8 uint16 int16 uint32 int32 uint64 int64 float16 bfloat16 float32 float64 complex64 "
-        "float8_e4m3fn float8_e5m2 float8_e8m0fnu float8_e4m3fnuz float8_e5m2fnuz float4_e2m1fn_x2"
-    ).split()
-    if (dtype := getattr(torch, name, None)) is not None
-]
+_NAMES = """bool uint8 int8 uint16 int16 uint32 int32 uint64 int64 float16 bfloat16 float32 float64 complex64
+    float8_e4m3fn float8_e5m2 float8_e8m0fnu float8_e4m3fnuz float8_e5m2fnuz float4_e2m1fn_x2"""
+DTYPES = [getattr(torch, name) for name in _NAMES.split() if hasattr(torch, name)]
 
 
 def changed(base: torch.Tensor, share: float, seed: int = 1) -> torch.Tensor:

@@ -77,7 +77,7 @@ def test_failures_wait_for_synchronize_and_name_tensor_and_chunk():
     tpde.cuda.synchronize()  # told once
     assert_same_bits(got.cpu(), target)
     items = [(live, index_map, data_blob), (live, index_map, bad)]
-    with pytest.raises(tpde.ChecksumError, match="model.layers.1.weight"):
+    with pytest.raises(tpde.ChecksumError, match=r"model\.layers\.1\.weight"):
         tpde.cuda.reconstruct_many(items, check=True, names=["model.layers.0.weight", "model.layers.1.weight"])
     result = tpde.cuda.reconstruct_many(items)[1].cpu()
     assert_same_bits(result[:3072], target[:3072])  # other chunks are right

@@ -33,6 +33,8 @@ from tpde._status import (
 Packed = tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]
 
 
+_ZSTD = 2
+
 # Untyped in torch.
 _weak: Any = StorageWeakRef
 
@@ -49,10 +51,7 @@ class Prepared:
         self.has_base: bool = self.info["has_base"]
         self.blob_bytes: int = self.info["blob_bytes"]
         self.chunks: int = self.info["chunks"]
-        try:
-            self.handle: int = binding.prepare(*_memory.pointer(copy))
-        except UnsupportedError as error:
-            raise UnsupportedError(f"{error}; for use on a GPU, pack with codec='elias' or codec='raw'") from None
+        self.handle: int = binding.prepare(*_memory.pointer(copy))
         self._free = binding.prepared_free
         self.image = torch.empty(binding.prepared_image_bytes(self.handle), dtype=torch.uint8, device="cpu")
         binding.prepared_image(*_memory.pointer(self.image), self.handle)
@@ -71,6 +70,7 @@ class Slot:
         self.prepared = prepared
         self.handle = prepared.handle
         self.dtype, self.shape, self.has_base = prepared.dtype, prepared.shape, prepared.has_base
+        self.zstd = prepared.info["codec"] == _ZSTD  # needs scratch memory; is always verified before nvCOMP sees it
         self.version = _version(index_map)
         self.storages = [_weak(t.untyped_storage()) for t in (index_map, data_blob)]
         # A blocking copy: complete for every stream when it returns.
@@ -100,10 +100,10 @@ class Slot:
         bad = words.nonzero().view(-1).tolist()
         if not bad:
             return []
-        self.status.zero_()
         chunks = self.prepared.chunks
         first: int = bad[0]
         status = int(words[first])
+        self.status.zero_()
         exception = EXCEPTIONS.get(status, EXCEPTIONS[20])
         what = "its data does not have the checksum of the index" if status == 21 else "its data violates the format"
         count = len({number % chunks for number in bad})
@@ -135,6 +135,8 @@ def _version(tensor: torch.Tensor) -> int:
 
 def slot(index_map: torch.Tensor, data_blob: torch.Tensor) -> Slot:
     """Returns the slot of an index map (on the CPU or beside the blob) and a blob on a CUDA device."""
+    _require_bytes(index_map, "index_map")
+    _require_bytes(data_blob, "data_blob")
     key = (
         index_map.untyped_storage()._cdata,
         index_map.storage_offset(),
@@ -155,8 +157,6 @@ def slot(index_map: torch.Tensor, data_blob: torch.Tensor) -> Slot:
 
 def _make(key: _Key, index_map: torch.Tensor, data_blob: torch.Tensor) -> Slot:
     global _sweep_at
-    _require_bytes(index_map, "index_map")
-    _require_bytes(data_blob, "data_blob")
     if not index_map.is_cpu and index_map.device != data_blob.device:
         raise ArgumentError(f"index_map: is on {index_map.device}, expected the CPU or {data_blob.device}")
     _refuse_capture("these packed tensors are")
@@ -274,14 +274,12 @@ def _launch(
             )
         )
     if verify:
-        checks = [(*item[:5], s.verify_ptr) for s, item in zip(slots, items, strict=True)]
-        binding.gpu_verify(checks, stream)
-    scratch_bytes = 0
-    if any(s.prepared.info["codec"] == _ZSTD for s in slots):  # the only codec that needs any
-        scratch_bytes = binding.gpu_scratch_bytes(items)
-    if scratch_bytes:
-        scratch = torch.empty(scratch_bytes, dtype=torch.uint8, device=device)
-        binding.gpu_reconstruct(items, scratch.data_ptr(), scratch_bytes, stream)
+        checks = [(*item[:5], s.verify_ptr) for s, item in zip(slots, items, strict=True) if not s.zstd]
+        if checks:
+            binding.gpu_verify(checks, stream)
+    if any(s.zstd for s in slots):
+        scratch = _scratch(items, device)
+        binding.gpu_reconstruct(items, scratch.data_ptr(), scratch.numel(), stream)
     else:
         binding.gpu_reconstruct(items, 0, 0, stream)
     for s in slots:
@@ -289,7 +287,13 @@ def _launch(
         s.ready[1] |= verify
 
 
-_ZSTD = 2
+def _scratch(items: Sequence[tuple[int, ...]], device: torch.device) -> torch.Tensor:
+    """Returns the memory in which nvCOMP works, from torch's allocator, which keeps it for the current stream."""
+    try:
+        n: int = gpu_core().gpu_scratch_bytes(items)
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{error}; tensors packed with codec='elias' or codec='raw' need no nvCOMP") from None
+    return torch.empty(n, dtype=torch.uint8, device=device)
 
 
 def reconstruct_many(items: Sequence[Packed], verify: bool, names: Sequence[str] | None) -> list[torch.Tensor]:

@@ -69,17 +69,22 @@ def reconstruct_into(
 
 def check_scatter(base: torch.Tensor, indices: torch.Tensor, values: torch.Tensor, chunk_map: torch.Tensor) -> None:
     """Refuses tensors that do not fit together; the core gets pointers and could not tell. Raises ArgumentError."""
+    check_deltas(base, indices, values)
+    if chunk_map.dtype is not torch.int64 or chunk_map.dim() != 1 or chunk_map.numel() < 2:
+        raise ArgumentError(
+            f"chunk_map: expected 1-D torch.int64 of two or more starts, got {chunk_map.dtype} "
+            f"of shape {list(chunk_map.shape)}"
+        )
+
+
+def check_deltas(base: torch.Tensor, indices: torch.Tensor, values: torch.Tensor) -> None:
+    """The part of check_scatter that concerns GPUs, too."""
     if indices.dtype is not torch.int64 or indices.dim() != 1:
         raise ArgumentError(f"indices: expected 1-D torch.int64, got {indices.dtype} of shape {list(indices.shape)}")
     if values.dtype != base.dtype or values.shape != indices.shape:
         raise ArgumentError(
             f"values: expected {base.dtype} of shape {list(indices.shape)}; "
             f"got {values.dtype} of shape {list(values.shape)}"
-        )
-    if chunk_map.dtype is not torch.int64 or chunk_map.dim() != 1 or chunk_map.numel() < 2:
-        raise ArgumentError(
-            f"chunk_map: expected 1-D torch.int64 of two or more starts, got {chunk_map.dtype} "
-            f"of shape {list(chunk_map.shape)}"
         )
 
 
@@ -212,6 +217,7 @@ def _scatter_add_fake(
 def _scatter_add_cuda(
     base: torch.Tensor, indices: torch.Tensor, values: torch.Tensor, chunk_map: torch.Tensor
 ) -> torch.Tensor:
+    check_deltas(base, indices, values)
     out = torch.empty(base.shape, dtype=base.dtype, device=base.device)
     _cuda.scatter_add(out, base.contiguous(), indices.contiguous(), values.contiguous())
     return out

@@ -130,8 +130,7 @@ def reconstruct(
     base: the tensor that it was packed against (same shape and dtype, beside data_blob), or None if there was none.
     index_map, data_blob: 1-D uint8 tensors. On CUDA the index map may be on the CPU, and is remembered: pass the same
         tensor again, since every new one is copied and expanded, which waits for the GPU.
-    out: contiguous tensor beside data_blob to write to; base itself rebuilds in place. None makes a new tensor, through
-        the operator torch.ops.tpde.reconstruct.
+    out: contiguous tensor beside data_blob to write to; base itself rebuilds in place. None makes a new tensor.
     verify: on the CPU, compare base and result with the recorded digests; a wrong base is refused before out is
         touched. On CUDA, compare the checksums of the chunks of data_blob; digests only with check=True.
     check: on CUDA, wait for the result and raise what is wrong with it. Without it the call waits for nothing, and
@@ -170,18 +169,12 @@ def _reconstruct_on_cuda(
         raise ArgumentError(f"data_blob: is on {where}, expected it on the CUDA device of the other tensors")
     if not (isinstance(index_map, torch.Tensor) and index_map.is_cuda):
         index_map = _memory.require_bytes(index_map, "index_map")
-    in_place = base is not None and out is base
     if base is not None and (type(base) is not torch.Tensor or base.requires_grad):
         base = _memory.as_tensor(base, "base")
     if verify and check:
         _cuda.check_base(base, index_map, data_blob)
-    if out is None:
-        slot = _cuda.slot(index_map, data_blob)
-        out = _ops.reconstruct(base, index_map, data_blob, slot.shape, slot.dtype, verify)
-    elif in_place:
-        _ops.reconstruct_(_output(out), index_map, data_blob, verify)
-    else:
-        _cuda.reconstruct(base, index_map, data_blob, verify, _output(out))
+    # Not through the operator, which a third of the time would go to: a compiler could not trace this function anyway.
+    out = _cuda.reconstruct(base, index_map, data_blob, verify, None if out is None else _output(out))
     if check:
         _cuda.check_results([(out, index_map, data_blob)], digests=verify)
     return out
@@ -240,14 +233,8 @@ def scatter_add(
             _memory.require_cpu(tensor, what)
         if out is not None:
             _memory.require_cpu(out, "out")
-    if indices.dtype is not torch.int64 or indices.dim() != 1:
-        raise ArgumentError(f"indices: expected 1-D torch.int64, got {indices.dtype} of shape {list(indices.shape)}")
-    if values.dtype != base.dtype or values.shape != indices.shape:
-        raise ArgumentError(
-            f"values: expected {base.dtype} of shape {list(indices.shape)}; "
-            f"got {values.dtype} of shape {list(values.shape)}"
-        )
     if base.is_cuda:
+        _ops.check_deltas(base, indices, values)
         return _scatter_add_on_cuda(base, indices, values, out, assume_sorted, check)
     if chunk_map is None:
         chunk_map = _even_chunks(indices)
