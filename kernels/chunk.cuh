@@ -72,7 +72,11 @@ __device__ void copy_base(const Chunk& c) {
   if (aligned(c)) {
     const u32 groups = c.words / per;
     uint4* to = reinterpret_cast<uint4*>(c.dst);
+#ifdef QUANT  // arithmetic, not loads: eight copies of it only take long to compile
+#pragma unroll 2
+#else
 #pragma unroll 8
+#endif
     for (u32 i = threadIdx.x; i < groups; i += Threads) to[i] = base_group(c, i);
     done = groups * per;
   }

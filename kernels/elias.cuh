@@ -100,11 +100,6 @@ TPDE_FN u32 read_gap(Bits& bits, u32 k) {
   return ((q << k) | bits.take(k)) & 0x7fff;
 }
 
-template <typename Word>
-TPDE_FN Word unzigzag(Word z) {
-  return (Word)((z >> 1) ^ (Word)(0 - (z & 1)));
-}
-
 // Reads a plain word.
 template <typename Word>
 TPDE_FN Word read_word(Bits& bits) {

@@ -97,7 +97,8 @@ extern "C" __global__ void __launch_bounds__(kThreads) raw_decode(const __grid_c
   const bool dense = r.deltas == c.words;
   const u64 number_bytes = dense ? 0 : ((u64)r.deltas * 4 + 7) / 8 * 8;
   const u64 need = number_bytes + ((u64)r.deltas * sizeof(WORD) + 7) / 8 * 8;
-  good = good && r.deltas <= c.words && need == r.compressed_bytes - exceptions.bytes;
+  // Residuals are loaded 8 bytes at a time; the packer puts them at such offsets.
+  good = good && r.data_offset % 8 == 0 && r.deltas <= c.words && need == r.compressed_bytes - exceptions.bytes;
   if (good) {
     const WORD* residual = reinterpret_cast<const WORD*>(data + number_bytes);
     if (dense) {

@@ -15,6 +15,12 @@ TPDE_FN Word apply(Word base, Word residual) {
 #endif
 }
 
+// 0, 1, 2, 3, ... stand for 0, -1, 1, -2, ...
+template <typename Word>
+TPDE_FN Word unzigzag(Word z) {
+  return (Word)((z >> 1) ^ (Word)(0 - (z & 1)));
+}
+
 // The exceptions that lead a chunk of the add residual: words that no residual
 // reproduces (core/container/FORMAT.md, "Chunk data"). None with the bit
 // residual.

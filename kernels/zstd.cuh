@@ -4,6 +4,7 @@
 #pragma once
 
 #include "batch.cuh"
+#include "residual.cuh"
 
 namespace zstd {
 
@@ -131,11 +132,6 @@ TPDE_FN u32 add_distance(u32 a, u32 b) { return min_u32(a + b, kFar); }
 
 // From a changed word, or the start, to the next one.
 TPDE_FN u32 distance(u32 gap) { return min_u32(gap, kFar - 1) + 1; }
-
-template <typename Word>
-TPDE_FN Word unzigzag(Word z) {
-  return (Word)((z >> 1) ^ (Word)(0 - (z & 1)));
-}
 
 // Integer j of up to eight, whose byte k is byte j of planes[k].
 template <typename Integer, u32 Planes>
