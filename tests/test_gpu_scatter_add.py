@@ -85,12 +85,12 @@ def test_unsorted_indices():
 @pytest.mark.parametrize("indices", [[1, 1], [3, 1], [-1, 5], [5, 1000], [5, 2**62], [-(2**63), 5]])
 @pytest.mark.parametrize("in_place", [False, True])
 def test_hostile_indices_write_nothing_outside(indices, in_place):
-    room = torch.full((3000,), 7.0, device="cuda")
-    base = room[1000:2000]
-    out = base if in_place else torch.full((3000,), 7.0, device="cuda")[1000:2000]
+    rooms = torch.full((2, 3000), 7.0, device="cuda")
+    base = rooms[0, 1000:2000]
+    out = base if in_place else rooms[1, 1000:2000]
     with pytest.raises(tpde.ArgumentError, match="indices"):
         tpde.scatter_add(base, torch.tensor(indices).cuda(), torch.ones(2).cuda(), out=out, check=True)
-    assert bool((room[:1000] == 7).all()) and bool((room[2000:] == 7).all())
+    assert bool((rooms[:, :1000] == 7).all()) and bool((rooms[:, 2000:] == 7).all())
     tpde.cuda.synchronize()
 
 
