@@ -9,7 +9,12 @@ import contextlib
 import ctypes
 import gc
 import json
+import os
+import shutil
 import struct
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -295,3 +300,59 @@ def test_in_place_operator_on_the_cpu():
     assert torch.ops.tpde.reconstruct_(base, index_map, data_blob) is None
     assert_same_bits(base, target)
     assert struct.calcsize("QPPPPPQQ") == 64  # tpde_gpu_item, as other bindings lay it out
+
+
+FAKE_DRIVER = Path(__file__).parents[1] / "core" / "device" / "engine" / "testdata" / "fakecuda.c"
+
+LAUNCH = """
+import torch, tpde
+from tpde import _memory
+from tpde._core import gpu_core
+core = gpu_core()
+base = torch.zeros(4096, dtype=torch.bfloat16)
+target = base.clone()
+target[::7] = 1
+index_map, data_blob = tpde.encode(base, target, codec="elias", chunk_words=1024)
+handle = core.prepare(*_memory.pointer(index_map))
+at = 1 << 40
+item = handle, at, at + 0x10000, at + 0x20000, at + 0x30000, at + 0x40000
+core.gpu_verify([item], 0x77)
+core.gpu_reconstruct([item] * 3, 0, 0, 0x77)
+core.gpu_scatter_add(at, at + 0x10000, 100, 12, at + 0x20000, at + 0x30000, 5, at + 0x40000, 0x77)
+assert core.gpu_scratch_bytes([item]) == 0
+wrong = [(0, *item[1:]), (*item[:2], 0, *item[3:]), (*item[:3], at + 4, *item[4:]), (*item[:2], 12 << 40, *item[3:])]
+for bad in wrong:
+    try:
+        core.gpu_reconstruct([item, bad] if bad[2] >> 40 < 3 else [bad], 0, 0, 0x77)
+    except tpde.TpdeError as error:
+        print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None or not FAKE_DRIVER.exists(), reason="needs gcc and the source tree")
+def test_launches_reach_the_driver(tmp_path):
+    """From the binding to the driver's calls, with a driver that only writes them down."""
+    if not json.loads(gpu_core().device_info())["nvrtc"]["found"]:
+        pytest.skip("needs NVRTC")
+    log = tmp_path / "log"
+    # NVRTC looks for the driver, too, and asks it for tools that trace compilations.
+    tools = tmp_path / "tools.c"
+    tools.write_text("int cuGetExportTable(const void **table, const void *id) { return *table = 0, 1; }\n")
+    flags = ["-shared", "-fPIC", "-w", f'-DLOG="{log}"', "-o", str(tmp_path / "libcuda.so.1")]
+    subprocess.run(["gcc", *flags, str(FAKE_DRIVER), str(tools)], check=True)
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-c", LAUNCH], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    errors = [line.split()[0] for line in result.stdout.splitlines()]
+    assert errors == ["HandleError", "ArgumentError", "ArgumentError", "ArgumentError"], result.stdout
+    launches = [line for line in log.read_text().splitlines() if line.startswith("launch")]
+    assert [line.split()[1] for line in launches] == ["crc32c_check", "elias_decode", "scatter_add"]
+    assert all("stream 77 " in line and "context c0 " in line for line in launches)
+    arguments = bytes.fromhex(launches[1].split("arguments ")[1])
+    items, _, *first = struct.unpack_from("<II6QII", arguments)
+    at = 1 << 40
+    assert items == 3
+    tables = at + 0x30000
+    assert first == [at, at + 0x10000, at + 0x20000, tables + 512, tables, at + 0x40000, 4, 0]
