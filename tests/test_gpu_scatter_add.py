@@ -49,9 +49,10 @@ def test_special_values(dtype):
     special = torch.tensor(values, dtype=torch.float64).to(dtype).cuda()
     base, values = special.repeat_interleave(9), special.repeat(9)
     indices = torch.arange(81, device="cuda")
-    got, expected = tpde.scatter_add(base, indices, values), oracle(base, indices, values)
+    # torch on the CPU: the atomic additions of its CUDA kernel flush subnormals to zero.
+    got, expected = tpde.scatter_add(base, indices, values).cpu(), oracle(base.cpu(), indices.cpu(), values.cpu())
     assert torch.equal(got.isnan(), expected.isnan())
-    assert_same_bits(got[~got.isnan()].cpu(), expected[~expected.isnan()].cpu())
+    assert_same_bits(got[~got.isnan()], expected[~expected.isnan()])
 
 
 def test_views_and_shapes():

@@ -40,6 +40,8 @@ fi
 echo "== gputest, the tests and their data"
 "$go" test -c -tags gpu -trimpath -ldflags='-s -w' -o "$new/gputest" ./core/device/gputest
 cp -r tests kernels pyproject.toml "$new/"
+mkdir -p "$new/core/quant"
+cp -r core/quant/testdata "$new/core/quant/"
 mv "$new/tests/gpu_bundle/run.sh" "$new/"
 rm -r "$new/tests/gpu_bundle"
 find "$new" -name __pycache__ -prune -exec rm -r {} +
