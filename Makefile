@@ -5,6 +5,7 @@
 #
 #   FUZZTIME  time per fuzz target of `make fuzz`
 #   PYTEST    more arguments for pytest, e.g. PYTEST="-k fork -x"
+#   GPU_PYTHON, GPU_WHEELS, NVCOMP   see "GPU machines" below
 
 VENV     ?= .venv
 PYTHON   ?= python3
@@ -16,14 +17,18 @@ BUILD := python/_build_backend/tpde_build.py
 # Evaluated where it is used: the toolchain may be installed by then only.
 GO     = $(shell $(PY) $(BUILD) go)
 GOFMT  = $(shell $$($(PY) $(BUILD) go) env GOROOT)/bin/gofmt
+# Where Go tests find NVRTC, which comes with torch and needs no GPU.
+SITE_PACKAGES = $(shell $(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 export GOTOOLCHAIN := local
 export CGO_ENABLED := 1
+# NVML's header deprecates functions that go-nvml wraps.
+export CGO_CFLAGS := -O2 -g -Wno-deprecated-declarations
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build demo test test-go test-fuzz test-python lint bench fuzz wheel clean
+.PHONY: help venv build demo test test-go test-fuzz test-python lint bench fuzz wheel gpu-bundle bench-gpu clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,14 +65,14 @@ $(VENV)/.bench: $(VENV)/.installed
 
 test: build test-go test-fuzz test-python ## Run everything that CI runs
 
-check_gofmt = unformatted=$$($(GOFMT) -l core capi) && \
+check_gofmt = unformatted=$$($(GOFMT) -l core capi kernels) && \
 	test -z "$$unformatted" || { echo "not formatted by gofmt: $$unformatted"; exit 1; }
 
 test-go:
 	@echo "== gofmt, go vet, go test -race"
 	@$(check_gofmt)
 	@$(GO) vet ./...
-	@$(GO) test -race ./...
+	@TPDE_SITE_PACKAGES=$(SITE_PACKAGES) $(GO) test -race ./...
 
 test-fuzz:
 	@echo "== a short run of every fuzz target"
@@ -97,7 +102,21 @@ $(VENV)/.lint: $(VENV)/.installed
 wheel: $(VENV)/.installed ## Build the sdist, and the wheel from it, into dist/
 	$(PY) -m build --outdir dist .
 
+# ---- GPU machines -----------------------------------------------------------
+
+# The bundle is for a machine with this Python, torch and a driver; see
+# tests/gpu_bundle. NVCOMP= leaves nvCOMP out, which is most of the bundle.
+GPU_PYTHON ?= python3.12
+NVCOMP     ?= nvidia-libnvcomp-cu13==6.0.0.12
+GPU_WHEELS ?= $(NVCOMP) safetensors tqdm hypothesis sortedcontainers pytest pluggy iniconfig packaging pygments
+
+gpu-bundle: $(VENV)/.installed ## Gather in ./gpu-bundle what a GPU machine without Go and internet needs
+	@GPU_PYTHON='$(GPU_PYTHON)' GPU_WHEELS='$(GPU_WHEELS)' GO='$(GO)' tests/gpu_bundle/build.sh gpu-bundle
+
+bench-gpu: build ## Measure on the GPU of this machine
+	@$(PY) tests/bench/bench_gpu.py
+
 clean: ## Remove what was built; .venv stays (remove it by hand)
-	rm -rf build dist python/*.egg-info python/tpde/lib python/tpde/include python/tpde/_binding*.so
+	rm -rf build dist gpu-bundle python/*.egg-info python/tpde/lib python/tpde/include python/tpde/_binding*.so
 	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find python tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -49,7 +49,9 @@ class BuildCore(build_ext):
         fresh = out.with_name(f"{out.name}.{os.getpid()}").resolve()
         exports = ROOT / "capi" / "libtpde.map"
         command = [go, "build", "-buildmode=c-shared", "-trimpath", "-buildvcs=false"]
-        command += ["-ldflags", f"-s -w '-extldflags=-Wl,--version-script={exports}'", "-o", str(fresh), "./capi"]
+        # Lazily bound, whatever the compiler's default: the functions of NVML are not there on every machine.
+        linker = f"-Wl,--version-script={exports} -Wl,-z,lazy"
+        command += ["-ldflags", f"-s -w '-extldflags={linker}'", "-o", str(fresh), "./capi"]
         self.announce(" ".join(command), level=2)
         if subprocess.run(command, cwd=ROOT, env=tpde_build.go_environment()).returncode != 0:
             raise SystemExit("go build failed")

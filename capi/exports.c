@@ -82,6 +82,52 @@ int32_t tpde_digest(uint8_t *dst, uint64_t dst_cap, const void *data, uint64_t d
   return forked ? refuse() : goDigest(dst, dst_cap, (void *)data, data_bytes, workers);
 }
 
+/* ---- GPUs ------------------------------------------------------------- */
+
+int32_t tpde_device_search(const char *const *folders, uint32_t num_folders) {
+  return forked ? refuse() : goDeviceSearch((char **)folders, num_folders);
+}
+
+int32_t tpde_device_info(tpde_handle *text) { return forked ? refuse() : goDeviceInfo(text); }
+
+int32_t tpde_prepare(tpde_handle *prepared, const void *index, uint64_t index_bytes) {
+  return forked ? refuse() : goPrepare(prepared, (void *)index, index_bytes);
+}
+
+int32_t tpde_prepared_image_bytes(uint64_t *bytes, tpde_handle prepared) {
+  return forked ? refuse() : goPreparedImageBytes(bytes, prepared);
+}
+
+int32_t tpde_prepared_image(void *dst, uint64_t dst_cap, tpde_handle prepared) {
+  return forked ? refuse() : goPreparedImage(dst, dst_cap, prepared);
+}
+
+int32_t tpde_prepared_free(tpde_handle prepared) { return forked ? refuse() : goPreparedFree(prepared); }
+
+int32_t tpde_gpu_scratch_bytes(uint64_t *bytes, const tpde_gpu_item *items, uint32_t num_items) {
+  return forked ? refuse() : goGPUScratchBytes(bytes, (tpde_gpu_item *)items, num_items);
+}
+
+/* Addresses of GPU memory reach Go as numbers: they are no pointers there. */
+
+int32_t tpde_gpu_reconstruct(const tpde_gpu_item *items, uint32_t num_items, void *scratch, uint64_t scratch_bytes,
+                             void *stream) {
+  return forked ? refuse()
+                : goGPUReconstruct((tpde_gpu_item *)items, num_items, (uintptr_t)scratch, scratch_bytes,
+                                   (uintptr_t)stream);
+}
+
+int32_t tpde_gpu_verify(const tpde_gpu_item *items, uint32_t num_items, void *stream) {
+  return forked ? refuse() : goGPUVerify((tpde_gpu_item *)items, num_items, (uintptr_t)stream);
+}
+
+int32_t tpde_gpu_scatter_add(void *dst, const void *base, uint64_t elements, uint32_t dtype, const int64_t *indices,
+                             const void *values, uint64_t deltas, uint32_t *bad, void *stream) {
+  return forked ? refuse()
+                : goGPUScatterAdd((uintptr_t)dst, (uintptr_t)base, elements, dtype, (uintptr_t)indices,
+                                  (uintptr_t)values, deltas, (uintptr_t)bad, (uintptr_t)stream);
+}
+
 /* ---- checkpoints ------------------------------------------------------ */
 
 int32_t tpde_source_open(tpde_handle *source, const char *path) {

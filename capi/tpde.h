@@ -117,6 +117,52 @@ int32_t tpde_scatter_add(void *dst, uint64_t dst_cap, const void *base, uint64_t
 int32_t tpde_digest(uint8_t *dst, uint64_t dst_cap, const void *data, uint64_t data_bytes,
                     uint32_t workers);
 
+/* ---- GPUs ------------------------------------------------------------- */
+
+/* Sets the folders (site-packages of Python) in which wheels bring NVRTC and nvCOMP, before the
+ * first call that needs them; libraries of the system are found without. */
+int32_t tpde_device_search(const char *const *folders, uint32_t num_folders);
+/* What is found on this machine, as a text (JSON): {"driver", "gpus": [{"name",
+ * "compute_capability", "memory_total", "memory_free", "pcie"}, ...], "nvrtc", "nvcomp", "nvml"},
+ * libraries as {"found", "version", "path", "error"}. Missing ones are no failure. */
+int32_t tpde_device_info(tpde_handle *text);
+
+/* Makes a packed tensor ready for GPUs: validates the index and expands it to the image, which a
+ * GPU reads beside the blob. Needs no GPU. Freed with tpde_prepared_free; not while a call uses it. */
+int32_t tpde_prepare(tpde_handle *prepared, const void *index, uint64_t index_bytes);
+int32_t tpde_prepared_image_bytes(uint64_t *bytes, tpde_handle prepared);
+int32_t tpde_prepared_image(void *dst, uint64_t dst_cap, tpde_handle prepared);
+int32_t tpde_prepared_free(tpde_handle prepared);
+
+/* One tensor to rebuild. Pointers but prepared are of one GPU, and what they point to must stay
+ * until the stream has run what was launched. Sizes are what the index says: nothing is passed
+ * that could be compared with them. */
+typedef struct {
+  tpde_handle prepared;
+  const void *base;   /* NULL where the index has none; aligned to the word */
+  void *dst;          /* may be base; aligned to the word */
+  const void *blob;   /* aligned to 8 bytes */
+  const void *image;  /* a copy of tpde_prepared_image, aligned to 16 bytes */
+  uint32_t *status;   /* one for each chunk, all written: TPDE_OK, TPDE_CORRUPT or TPDE_CHECKSUM */
+  uint64_t reserved[2]; /* 0 */
+} tpde_gpu_item;
+
+/* Rebuilds tensors, all on one GPU, on a stream (a CUstream; NULL: the default stream), without
+ * waiting for it. A failed chunk leaves undefined words in its own part of dst. scratch: GPU memory
+ * of tpde_gpu_scratch_bytes bytes, aligned to 256. The first call that needs a kernel compiles it;
+ * later ones can be captured in a CUDA graph. */
+int32_t tpde_gpu_scratch_bytes(uint64_t *bytes, const tpde_gpu_item *items, uint32_t num_items);
+int32_t tpde_gpu_reconstruct(const tpde_gpu_item *items, uint32_t num_items, void *scratch,
+                             uint64_t scratch_bytes, void *stream);
+/* Compares the checksums of all chunks and writes status; base and dst are not used. */
+int32_t tpde_gpu_verify(const tpde_gpu_item *items, uint32_t num_items, void *stream);
+/* tpde_scatter_add on a GPU, for F16, BF16, F32 and F64. bad: on the GPU, set to 0 by the caller
+ * and to 1 by the kernel if indices are out of range or not strictly increasing; the sums that
+ * they name are left out. */
+int32_t tpde_gpu_scatter_add(void *dst, const void *base, uint64_t elements, uint32_t dtype,
+                             const int64_t *indices, const void *values, uint64_t deltas,
+                             uint32_t *bad, void *stream);
+
 /* ---- checkpoints ------------------------------------------------------ */
 
 /* Opens a safetensors file or a folder of them. Files are mapped, not read. */

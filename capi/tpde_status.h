@@ -21,6 +21,7 @@ enum {
   TPDE_EXISTS           = 42, /* the output already exists or is also an input */
   TPDE_CANCELED         = 50, /* the caller canceled the operation */
   TPDE_FORKED           = 51, /* the process was forked after the core was loaded */
+  TPDE_DEVICE           = 60, /* a call of CUDA failed */
   TPDE_INTERNAL         = 90, /* a bug in tpde */
 };
 

@@ -105,6 +105,16 @@ CALLS = [
     lambda: b.job_report(1),
     lambda: b.job_free(1),
     lambda: b.inspect("x"),
+    lambda: b.device_search([]),
+    lambda: b.device_info(),
+    lambda: b.prepare(0, 0),
+    lambda: b.prepared_image_bytes(1),
+    lambda: b.prepared_image(0, 0, 1),
+    lambda: b.prepared_free(1),
+    lambda: b.gpu_scratch_bytes([]),
+    lambda: b.gpu_reconstruct([], 0, 0, 0),
+    lambda: b.gpu_verify([], 0),
+    lambda: b.gpu_scatter_add(0, 0, 0, 12, 0, 0, 0, 0, 0),
 ]
 public = {name for name in dir(b) if name.islower() and not name.startswith("_")}
 assert len(CALLS) == len(public - {"load", "version"}), "a call is missing here"

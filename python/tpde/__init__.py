@@ -23,6 +23,7 @@ from tpde._status import (
     ChainError,
     ChecksumError,
     CorruptError,
+    DeviceError,
     ExistsError,
     ForkedError,
     HandleError,
@@ -38,7 +39,7 @@ from tpde._status import (
 )
 
 if TYPE_CHECKING:
-    from tpde import nn
+    from tpde import cuda, nn
     from tpde._api import inspect, pack, pack_chain, unpack, verify
     from tpde._reports import DeltaReport, FileReport, TensorReport, Totals, UnpackReport
     from tpde._tensors import (
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
         save_tensor,
         scatter_add,
     )
+    from tpde.quant import QuantizedTensor, quantize
 
     __version__: str
 
@@ -68,6 +70,7 @@ _HOMES = {
         "save_tensor",
         "scatter_add",
     ),
+    "quant": ("QuantizedTensor", "quantize"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -79,6 +82,7 @@ __all__ = [
     "ChecksumError",
     "CorruptError",
     "DeltaReport",
+    "DeviceError",
     "ExistsError",
     "FileReport",
     "ForkedError",
@@ -87,6 +91,7 @@ __all__ = [
     "InternalError",
     "LimitError",
     "NotFoundError",
+    "QuantizedTensor",
     "ReadWriteError",
     "ShortBufferError",
     "TargetMismatchError",
@@ -98,12 +103,14 @@ __all__ = [
     "VersionError",
     "__version__",
     "chunk_map",
+    "cuda",
     "encode",
     "inspect",
     "load_tensor",
     "nn",
     "pack",
     "pack_chain",
+    "quantize",
     "read_index",
     "reconstruct",
     "save_tensor",
@@ -117,8 +124,8 @@ def __getattr__(name: str) -> Any:
     value: Any
     if name in _HOME_OF:
         value = getattr(importlib.import_module(f"tpde.{_HOME_OF[name]}"), name)
-    elif name == "nn":
-        value = importlib.import_module("tpde.nn")
+    elif name in ("cuda", "nn"):
+        value = importlib.import_module(f"tpde.{name}")
     elif name == "__version__":
         from importlib.metadata import version
 

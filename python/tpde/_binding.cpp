@@ -10,6 +10,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <string>
 #include <utility>
 #include <vector>
@@ -27,7 +28,9 @@ namespace {
   X(source_open) X(source_new) X(source_add) X(source_apply) X(source_manifest)              \
   X(source_read) X(source_free) X(pack_start) X(unpack_start) X(verify_start)                \
   X(job_wait) X(job_cancel) X(job_report) X(job_free) X(inspect)                             \
-  X(text_bytes) X(text_copy) X(text_free)
+  X(text_bytes) X(text_copy) X(text_free)                                                    \
+  X(device_search) X(device_info) X(prepare) X(prepared_image_bytes) X(prepared_image)       \
+  X(prepared_free) X(gpu_scratch_bytes) X(gpu_reconstruct) X(gpu_verify) X(gpu_scatter_add)
 
 struct Library {
   bool loaded = false;
@@ -225,6 +228,80 @@ py::bytes digest(uintptr_t data, uint64_t data_bytes, uint32_t workers) {
   return digest_bytes(sum);
 }
 
+// ---- GPUs --------------------------------------------------------------
+
+void device_search(const py::sequence &folders) {
+  const Paths list(folders);
+  check(core().device_search(list.data(), list.size()));
+}
+
+py::str device_info() {
+  tpde_handle text = 0;
+  run([&](const Library &lib) { return lib.device_info(&text); });
+  return take_text(text);
+}
+
+tpde_handle prepare(uintptr_t index, uint64_t index_bytes) {
+  tpde_handle prepared = 0;
+  run([&](const Library &lib) { return lib.prepare(&prepared, pointer(index), index_bytes); });
+  return prepared;
+}
+
+uint64_t prepared_image_bytes(tpde_handle prepared) {
+  uint64_t bytes = 0;
+  check(core().prepared_image_bytes(&bytes, prepared));
+  return bytes;
+}
+
+void prepared_image(uintptr_t dst, uint64_t dst_cap, tpde_handle prepared) {
+  run([&](const Library &lib) { return lib.prepared_image(pointer(dst), dst_cap, prepared); });
+}
+
+void prepared_free(tpde_handle prepared) { check(core().prepared_free(prepared)); }
+
+// (prepared, base, dst, blob, image, status)
+using Item = std::array<uint64_t, 6>;
+
+std::vector<tpde_gpu_item> gpu_items(const std::vector<Item> &list) {
+  std::vector<tpde_gpu_item> items;
+  items.reserve(list.size());
+  for (const auto &[prepared, base, dst, blob, image, status] : list)
+    items.push_back({prepared, pointer(base), pointer(dst), pointer(blob), pointer(image), pointer<uint32_t>(status), {}});
+  return items;
+}
+
+uint64_t gpu_scratch_bytes(const std::vector<Item> &list) {
+  const auto items = gpu_items(list);
+  uint64_t bytes = 0;
+  run([&](const Library &lib) {
+    return lib.gpu_scratch_bytes(&bytes, items.data(), static_cast<uint32_t>(items.size()));
+  });
+  return bytes;
+}
+
+void gpu_reconstruct(const std::vector<Item> &list, uintptr_t scratch, uint64_t scratch_bytes, uintptr_t stream) {
+  const auto items = gpu_items(list);
+  run([&](const Library &lib) {
+    return lib.gpu_reconstruct(items.data(), static_cast<uint32_t>(items.size()), pointer(scratch), scratch_bytes,
+                               pointer(stream));
+  });
+}
+
+void gpu_verify(const std::vector<Item> &list, uintptr_t stream) {
+  const auto items = gpu_items(list);
+  run([&](const Library &lib) {
+    return lib.gpu_verify(items.data(), static_cast<uint32_t>(items.size()), pointer(stream));
+  });
+}
+
+void gpu_scatter_add(uintptr_t dst, uintptr_t base, uint64_t elements, uint32_t dtype, uintptr_t indices,
+                     uintptr_t values, uint64_t deltas, uintptr_t bad, uintptr_t stream) {
+  run([&](const Library &lib) {
+    return lib.gpu_scatter_add(pointer(dst), pointer(base), elements, dtype, pointer<const int64_t>(indices),
+                               pointer(values), deltas, pointer<uint32_t>(bad), pointer(stream));
+  });
+}
+
 // ---- checkpoints -------------------------------------------------------
 
 tpde_handle source_open(const py::object &file) {
@@ -353,6 +430,18 @@ PYBIND11_MODULE(_binding, m) {
   m.def("scatter_add", &scatter_add, "dst_ptr"_a, "dst_cap"_a, "base_ptr"_a, "base_bytes"_a, "dtype"_a,
         "indices_ptr"_a, "values_ptr"_a, "deltas"_a, "chunk_starts_ptr"_a, "num_chunks"_a, "workers"_a = 0);
   m.def("digest", &digest, "data_ptr"_a, "data_bytes"_a, "workers"_a = 0);
+
+  m.def("device_search", &device_search, "folders"_a);
+  m.def("device_info", &device_info);
+  m.def("prepare", &prepare, "index_ptr"_a, "index_bytes"_a);
+  m.def("prepared_image_bytes", &prepared_image_bytes, "prepared"_a);
+  m.def("prepared_image", &prepared_image, "dst_ptr"_a, "dst_cap"_a, "prepared"_a);
+  m.def("prepared_free", &prepared_free, "prepared"_a);
+  m.def("gpu_scratch_bytes", &gpu_scratch_bytes, "items"_a);
+  m.def("gpu_reconstruct", &gpu_reconstruct, "items"_a, "scratch_ptr"_a, "scratch_bytes"_a, "stream"_a);
+  m.def("gpu_verify", &gpu_verify, "items"_a, "stream"_a);
+  m.def("gpu_scatter_add", &gpu_scatter_add, "dst_ptr"_a, "base_ptr"_a, "elements"_a, "dtype"_a, "indices_ptr"_a,
+        "values_ptr"_a, "deltas"_a, "bad_ptr"_a, "stream"_a);
 
   m.def("source_open", &source_open, "path"_a);
   m.def("source_new", &source_new, "label"_a);

@@ -46,7 +46,7 @@ def require_cpu(tensor: torch.Tensor, what: str) -> torch.Tensor:
     """Refuses tensors that the CPU implementation cannot read."""
     if tensor.device.type != "cpu":
         raise UnsupportedError(
-            f"{what}: is on {tensor.device}, but this version of tpde rebuilds in host memory only; move it with .cpu()"
+            f"{what}: is on {tensor.device}, expected host memory, where the other tensors are; move it with .cpu()"
         )
     return tensor
 

@@ -6,13 +6,13 @@ Shape and dtype of a rebuilt tensor are arguments, because they stand inside the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
-from tpde import _dtypes, _memory
+from tpde import _cuda, _dtypes, _memory
 from tpde._core import core
-from tpde._status import ArgumentError, UnsupportedError
+from tpde._status import ArgumentError
 
 SKIP_BASE_DIGEST = 1
 SKIP_TARGET_DIGEST = 2
@@ -21,6 +21,10 @@ _library: Any = torch.library.Library("tpde", "DEF")  # type: ignore[no-untyped-
 _library.define(
     "reconstruct(Tensor? base, Tensor index_map, Tensor data_blob, SymInt[] shape, ScalarType dtype, bool verify=True)"
     " -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.define(
+    "reconstruct_(Tensor(a!) base, Tensor index_map, Tensor data_blob, bool verify=True) -> ()",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define(
@@ -65,17 +69,22 @@ def reconstruct_into(
 
 def check_scatter(base: torch.Tensor, indices: torch.Tensor, values: torch.Tensor, chunk_map: torch.Tensor) -> None:
     """Refuses tensors that do not fit together; the core gets pointers and could not tell. Raises ArgumentError."""
+    check_deltas(base, indices, values)
+    if chunk_map.dtype is not torch.int64 or chunk_map.dim() != 1 or chunk_map.numel() < 2:
+        raise ArgumentError(
+            f"chunk_map: expected 1-D torch.int64 of two or more starts, got {chunk_map.dtype} "
+            f"of shape {list(chunk_map.shape)}"
+        )
+
+
+def check_deltas(base: torch.Tensor, indices: torch.Tensor, values: torch.Tensor) -> None:
+    """The part of check_scatter that concerns GPUs, too."""
     if indices.dtype is not torch.int64 or indices.dim() != 1:
         raise ArgumentError(f"indices: expected 1-D torch.int64, got {indices.dtype} of shape {list(indices.shape)}")
     if values.dtype != base.dtype or values.shape != indices.shape:
         raise ArgumentError(
             f"values: expected {base.dtype} of shape {list(indices.shape)}; "
             f"got {values.dtype} of shape {list(values.shape)}"
-        )
-    if chunk_map.dtype is not torch.int64 or chunk_map.dim() != 1 or chunk_map.numel() < 2:
-        raise ArgumentError(
-            f"chunk_map: expected 1-D torch.int64 of two or more starts, got {chunk_map.dtype} "
-            f"of shape {list(chunk_map.shape)}"
         )
 
 
@@ -129,7 +138,62 @@ def _reconstruct_fake(
     dtype: torch.dtype,
     verify: bool = True,
 ) -> torch.Tensor:
-    return index_map.new_empty(shape, dtype=dtype)
+    return data_blob.new_empty(shape, dtype=dtype)  # the index may be in host memory
+
+
+@torch.library.impl(_library, "reconstruct", "CUDA")
+def _reconstruct_cuda(
+    base: torch.Tensor | None,
+    index_map: torch.Tensor,
+    data_blob: torch.Tensor,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    verify: bool = True,
+) -> torch.Tensor:
+    _require_blob_on_device(base, index_map, data_blob)
+    slot = _cuda.slot(index_map, data_blob)
+    if dtype != slot.dtype or list(shape) != list(slot.shape):
+        raise ArgumentError(
+            f"output: expected {slot.dtype} of shape {list(slot.shape)}, as the index says; "
+            f"got {dtype} of shape {list(shape)}"
+        )
+    return _cuda.reconstruct(base, index_map, data_blob, verify)
+
+
+def _require_blob_on_device(base: torch.Tensor | None, index_map: torch.Tensor, data_blob: torch.Tensor) -> None:
+    if not data_blob.is_cuda:
+        other = index_map if base is None else base
+        raise ArgumentError(
+            f"data_blob: is on {data_blob.device}, expected {other.device}, where the other tensors are"
+        )
+
+
+@torch.library.impl(_library, "reconstruct_", "CPU")
+def _reconstruct_in_place(
+    base: torch.Tensor, index_map: torch.Tensor, data_blob: torch.Tensor, verify: bool = True
+) -> None:
+    reconstruct_into(_in_place(base), base, index_map, data_blob, verify, 0)
+
+
+@torch.library.impl(_library, "reconstruct_", "CUDA")
+def _reconstruct_in_place_cuda(
+    base: torch.Tensor, index_map: torch.Tensor, data_blob: torch.Tensor, verify: bool = True
+) -> None:
+    _require_blob_on_device(base, index_map, data_blob)
+    _cuda.reconstruct(base, index_map, data_blob, verify, out=_in_place(base))
+
+
+@torch.library.register_fake("tpde::reconstruct_", lib=_library)  # type: ignore[untyped-decorator]
+def _reconstruct_in_place_fake(
+    base: torch.Tensor, index_map: torch.Tensor, data_blob: torch.Tensor, verify: bool = True
+) -> None:
+    return None
+
+
+def _in_place(base: torch.Tensor) -> torch.Tensor:
+    if not base.is_contiguous() or base.is_conj() or base.is_neg():
+        raise ArgumentError("base: expected a contiguous tensor, to be changed in place")
+    return base
 
 
 @torch.library.impl(_library, "scatter_add", "CPU")
@@ -149,15 +213,19 @@ def _scatter_add_fake(
     return base.new_empty(base.shape)
 
 
-@torch.library.impl(_library, "reconstruct", "CUDA")
 @torch.library.impl(_library, "scatter_add", "CUDA")
-def _on_cuda(*_: object) -> NoReturn:
-    raise UnsupportedError(
-        "this version of tpde rebuilds in host memory only; move the tensors (or the module) with .cpu()"
-    )
+def _scatter_add_cuda(
+    base: torch.Tensor, indices: torch.Tensor, values: torch.Tensor, chunk_map: torch.Tensor
+) -> torch.Tensor:
+    check_deltas(base, indices, values)
+    out = torch.empty(base.shape, dtype=base.dtype, device=base.device)
+    _cuda.scatter_add(out, base.contiguous(), indices.contiguous(), values.contiguous())
+    return out
 
 
 # (base, index_map, data_blob, shape, dtype, verify) -> tensor
 reconstruct: Callable[..., torch.Tensor] = torch.ops.tpde.reconstruct.default
+# (base, index_map, data_blob, verify): base becomes the target
+reconstruct_: Callable[..., None] = torch.ops.tpde.reconstruct_.default
 # (base, indices, values, chunk_map) -> tensor
 scatter_add: Callable[..., torch.Tensor] = torch.ops.tpde.scatter_add.default

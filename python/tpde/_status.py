@@ -106,6 +106,12 @@ class ForkedError(TpdeError, RuntimeError):
     status = 51
 
 
+class DeviceError(TpdeError, RuntimeError):
+    """A call of CUDA failed."""
+
+    status = 60
+
+
 class InternalError(TpdeError, RuntimeError):
     """A bug in tpde."""
 
@@ -134,6 +140,7 @@ EXCEPTIONS: dict[int, type[TpdeError]] = {
         ExistsError,
         CanceledError,
         ForkedError,
+        DeviceError,
         InternalError,
     )
 }

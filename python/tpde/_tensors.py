@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from tpde import _dtypes, _memory, _ops, _options
+from tpde import _cuda, _dtypes, _memory, _ops, _options
 from tpde._core import core
 from tpde._sources import PathLike
 from tpde._status import ArgumentError, ExistsError, NotFoundError
@@ -122,18 +122,25 @@ def reconstruct(
     *,
     out: torch.Tensor | None = None,
     verify: bool = True,
+    check: bool = False,
     workers: int = 0,
 ) -> torch.Tensor:
-    """Rebuilds a packed tensor, bit for bit.
+    """Rebuilds a packed tensor, bit for bit, where data_blob is: on the CPU or on a CUDA device.
 
-    base: the tensor that it was packed against (CPU, same shape and dtype), or None if there was none.
-    index_map, data_blob: 1-D uint8 CPU tensors.
-    out: contiguous CPU tensor to write to; base itself rebuilds in place. None makes a new tensor, through the
-        operator torch.ops.tpde.reconstruct.
-    verify: compare base and result with the recorded digests. A wrong base is refused before out is touched.
+    base: the tensor that it was packed against (same shape and dtype, beside data_blob), or None if there was none.
+    index_map, data_blob: 1-D uint8 tensors. On CUDA the index map may be on the CPU, and is remembered: pass the same
+        tensor again, since every new one is copied and expanded, which waits for the GPU.
+    out: contiguous tensor beside data_blob to write to; base itself rebuilds in place. None makes a new tensor.
+    verify: on the CPU, compare base and result with the recorded digests; a wrong base is refused before out is
+        touched. On CUDA, compare the checksums of the chunks of data_blob; digests only with check=True.
+    check: on CUDA, wait for the result and raise what is wrong with it. Without it the call waits for nothing, and
+        damaged data is reported by `tpde.cuda.synchronize`. On the CPU everything is checked at once anyway.
 
-    Raises ArgumentError, BaseMismatchError, ChecksumError, CorruptError, VersionError, UnsupportedError.
+    On CUDA everything runs on the current stream. Raises ArgumentError, BaseMismatchError, ChecksumError, CorruptError,
+    TargetMismatchError, VersionError, UnsupportedError.
     """
+    if any(isinstance(tensor, torch.Tensor) and tensor.is_cuda for tensor in (data_blob, base, out)):
+        return _reconstruct_on_cuda(base, index_map, data_blob, out, verify, check)
     index_map = _memory.require_bytes(index_map, "index_map")
     data_blob = _memory.require_bytes(data_blob, "data_blob")
     if base is not None:
@@ -144,7 +151,32 @@ def reconstruct(
         if workers == 0:
             return _ops.reconstruct(base, index_map, data_blob, shape, dtype, verify)
         out = torch.empty(shape, dtype=dtype, device="cpu")
+    _memory.require_cpu(out, "out")
     _ops.reconstruct_into(_output(out), base, index_map, data_blob, verify, _options.workers(workers))
+    return out
+
+
+def _reconstruct_on_cuda(
+    base: torch.Tensor | None,
+    index_map: torch.Tensor,
+    data_blob: torch.Tensor,
+    out: torch.Tensor | None,
+    verify: bool,
+    check: bool,
+) -> torch.Tensor:
+    if not (isinstance(data_blob, torch.Tensor) and data_blob.is_cuda):
+        where = data_blob.device if isinstance(data_blob, torch.Tensor) else "the CPU"
+        raise ArgumentError(f"data_blob: is on {where}, expected it on the CUDA device of the other tensors")
+    if not (isinstance(index_map, torch.Tensor) and index_map.is_cuda):
+        index_map = _memory.require_bytes(index_map, "index_map")
+    if base is not None and (type(base) is not torch.Tensor or base.requires_grad):
+        base = _memory.as_tensor(base, "base")
+    if verify and check:
+        _cuda.check_base(base, index_map, data_blob)
+    # Not through the operator, which a third of the time would go to: a compiler could not trace this function anyway.
+    out = _cuda.reconstruct(base, index_map, data_blob, verify, None if out is None else _output(out))
+    if check:
+        _cuda.check_results([(out, index_map, data_blob)], digests=verify)
     return out
 
 
@@ -152,7 +184,6 @@ def _output(out: torch.Tensor) -> torch.Tensor:
     """Refuses tensors that cannot be written through a pointer."""
     if not isinstance(out, torch.Tensor):
         raise ArgumentError(f"out: expected a torch.Tensor, got {type(out).__name__}")
-    _memory.require_cpu(out, "out")
     if not out.is_contiguous() or out.is_conj() or out.is_neg():
         raise ArgumentError("out: expected a contiguous tensor")
     if out.requires_grad and torch.is_grad_enabled():
@@ -167,25 +198,44 @@ def scatter_add(
     chunk_map: torch.Tensor | None = None,
     *,
     out: torch.Tensor | None = None,
+    assume_sorted: bool = True,
+    check: bool = False,
 ) -> torch.Tensor:
     """Returns base with values[i] added at flat element indices[i].
 
     Equal to `base.flatten().scatter_add_(0, indices, values)` on unique indices, bit for bit, but for the payload of
     a NaN, in which torch's own operators differ from each other.
 
-    base: CPU tensor of any shape, of a float or integer dtype.
+    base: tensor of any shape, of a float or integer dtype; on CUDA float16, bfloat16, float32 or float64. The other
+        tensors are on the same device.
     indices: int64 [n], each once; sorted first if they are not increasing. values: [n], of base's dtype.
     chunk_map: int64 [chunks + 1], where each chunk of work starts in indices (`tpde.chunk_map` makes one); it spreads
-        the work over cores and does not change the result. None: 64 even chunks.
-    out: contiguous CPU tensor like base to write to; base itself adds in place.
+        the work over cores and does not change the result. None: 64 even chunks. CUDA does not need it.
+    out: contiguous tensor like base to write to; base itself adds in place.
+    assume_sorted: CUDA only, where looking would mean waiting: False sorts indices first.
+    check: CUDA only: wait, and raise now if indices are out of range or not strictly increasing. Otherwise
+        `tpde.cuda.synchronize` raises that. The sums in question are left out, the others are made.
 
-    Raises ArgumentError (shapes, dtypes, duplicates, indices out of range), UnsupportedError. Nothing is written then.
+    Raises ArgumentError (shapes, dtypes, duplicates, indices out of range), UnsupportedError. On the CPU nothing is
+    written then.
     """
+    given = base
     if out is not None:
-        out = _output(out)
-    base = _memory.require_cpu(_memory.as_tensor(base, "base"), "base").contiguous()
-    indices = _memory.require_cpu(_memory.as_tensor(indices, "indices"), "indices").contiguous()
-    values = _memory.require_cpu(_memory.as_tensor(values, "values"), "values").contiguous()
+        _output(out)
+    base = _memory.as_tensor(base, "base")
+    indices = _memory.as_tensor(indices, "indices").contiguous()
+    values = _memory.as_tensor(values, "values").contiguous()
+    if base.is_cuda and out is given and not base.is_contiguous():
+        raise ArgumentError("out: expected a contiguous tensor")
+    base = base.contiguous()
+    if not base.is_cuda:
+        for what, tensor in (("base", base), ("indices", indices), ("values", values)):
+            _memory.require_cpu(tensor, what)
+        if out is not None:
+            _memory.require_cpu(out, "out")
+    if base.is_cuda:
+        _ops.check_deltas(base, indices, values)
+        return _scatter_add_on_cuda(base, indices, values, out, assume_sorted, check)
     if chunk_map is None:
         chunk_map = _even_chunks(indices)
     chunk_map = _memory.require_cpu(_memory.as_tensor(chunk_map, "chunk_map"), "chunk_map").contiguous()
@@ -193,11 +243,36 @@ def scatter_add(
     indices, values = _increasing(indices, values)
     if out is None:
         return _ops.scatter_add(base, indices, values, chunk_map)
+    _ops.scatter_add_into(_like(base, out), base, indices, values, chunk_map)
+    return out
+
+
+def _like(base: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     if out.dtype != base.dtype or out.shape != base.shape:
         raise ArgumentError(
             f"out: expected {base.dtype} of shape {list(base.shape)}; got {out.dtype} of shape {list(out.shape)}"
         )
-    _ops.scatter_add_into(out, base, indices, values, chunk_map)
+    return out
+
+
+_NO_CHUNKS = torch.empty(0, dtype=torch.int64, device="cpu")
+
+
+def _scatter_add_on_cuda(
+    base: torch.Tensor,
+    indices: torch.Tensor,
+    values: torch.Tensor,
+    out: torch.Tensor | None,
+    assume_sorted: bool,
+    check: bool,
+) -> torch.Tensor:
+    if not assume_sorted:
+        indices, order = indices.sort()
+        values = values[order]
+    if out is None and not check:
+        return _ops.scatter_add(base, indices, values, _NO_CHUNKS)
+    out = torch.empty(base.shape, dtype=base.dtype, device=base.device) if out is None else _like(base, out)
+    _cuda.scatter_add(out, base, indices, values, check)
     return out
 
 

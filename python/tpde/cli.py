@@ -119,6 +119,9 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--repeats", type=_positive, default=5, metavar="N", help="default: 5")
     bench.add_argument("--json", action="store_true", help="print JSON")
 
+    info = command("info", _info, "Show the GPUs, and which of the libraries that they need were found.", "[--json]")
+    info.add_argument("--json", action="store_true", help="print JSON")
+
     command("version", _version, "Show the versions of the package and of its core.", "")
     return parser
 
@@ -257,6 +260,40 @@ def _bench(arguments: argparse.Namespace) -> None:
         notes.append(f"{skipped} tensors were left out; --limit takes in more")
     for note in notes:
         print(f"note: {note}")
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    from tpde._core import gpu_core
+
+    found = json.loads(gpu_core().device_info())
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+        return
+    for name, title in (("driver", "driver"), ("nvrtc", "NVRTC"), ("nvcomp", "nvCOMP"), ("nvml", "NVML")):
+        library = found[name]
+        version = f"CUDA {library.get('version')}" if name == "driver" else library.get("version", "")
+        text = f"{version}  {library.get('path', '')}".strip() if library["found"] else "not found"
+        print(f"{title:<8}{text}")
+        if library.get("error"):
+            print(f"{'':<8}{library['error']}")
+    for number, gpu in enumerate(found["gpus"]):
+        print(f"GPU {number:<4}{_gpu_line(gpu)}")
+    if not found["gpus"]:
+        print("no GPU: tpde works on the CPU")
+
+
+def _gpu_line(gpu: dict[str, Any]) -> str:
+    memory = f"{gpu['memory_total'] / 2**30:.1f} GiB"
+    if gpu["memory_free"] is not None:
+        memory = f"{gpu['memory_free'] / 2**30:.1f} of {memory} free"
+    parts = [gpu["name"], f"compute capability {gpu['compute_capability']}", memory]
+    link = gpu["pcie"]
+    if link is not None:
+        parts.append(
+            f"PCIe generation {link['generation']} of {link['max_generation']}, "
+            f"width {link['width']} of {link['max_width']}"
+        )
+    return ", ".join(parts)
 
 
 def _version(_: argparse.Namespace) -> None:

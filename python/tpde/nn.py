@@ -35,6 +35,10 @@ class JITCompressedLinear(nn.Linear):
         weight: [out_features, in_features]; not stored, each access rebuilds it. Changes to it are lost.
 
     The digests of base and weight are checked when a layer is made and when a state dict is loaded, not per forward.
+    On a CUDA device weights are rebuilt there, on the current stream; the first forward prepares the layer and waits
+    for the GPU, later ones do not and can be captured in a CUDA graph. That takes a codec that the GPU decodes ("elias"
+    or "raw").
+
     `.to(device)` works; conversions of the dtype raise TypeError, because the rebuilt bits would not be the weight's.
     """
 
@@ -82,7 +86,8 @@ class JITCompressedLinear(nn.Linear):
     ) -> JITCompressedLinear:
         """Packs linear.weight against base (same shape and dtype; None: against nothing) and returns the layer.
 
-        The new layer is on the CPU and shares base and the bias parameter. Options are those of `tpde.encode`.
+        The new layer is on the device of linear.weight and shares the bias parameter, and base if that is there.
+        Options are those of `tpde.encode`.
         Raises ArgumentError, UnsupportedError.
         """
         if not isinstance(linear, nn.Linear):
@@ -92,12 +97,18 @@ class JITCompressedLinear(nn.Linear):
         )
         layer = cls.__new__(cls)
         super(nn.Linear, layer).__init__()
-        layer._fill(base, index_map, data_blob, linear.bias, linear.weight.shape)
+        layer._fill(base, index_map, data_blob, linear.bias, linear.weight.shape, linear.weight.device)
         layer.train(linear.training)
         return layer
 
     def _fill(
-        self, base: Tensor | None, index_map: Tensor, data_blob: Tensor, bias: Tensor | None, shape: Sequence[int]
+        self,
+        base: Tensor | None,
+        index_map: Tensor,
+        data_blob: Tensor,
+        bias: Tensor | None,
+        shape: Sequence[int],
+        device: torch.device | str = "cpu",
     ) -> None:
         if len(shape) != 2:
             raise ArgumentError(f"output_shape: expected (out_features, in_features), got {tuple(shape)}")
@@ -108,11 +119,12 @@ class JITCompressedLinear(nn.Linear):
             raise ArgumentError(f"bias: expected shape {info.shape[:1]}, got {list(bias.shape)}")
         self.out_features, self.in_features = info.shape
         self.weight_dtype = info.dtype
-        base = None if base is None else _memory.as_tensor(base, "base").cpu()
-        _tensors.reconstruct(base, index_map, data_blob)  # checks the digests; the result is dropped
-        self.register_buffer("base", base)
-        self.register_buffer("index_map", index_map)
-        self.register_buffer("data_blob", data_blob)
+        base = None if base is None else _memory.as_tensor(base, "base").detach()
+        on_host = None if base is None else base.cpu()
+        _tensors.reconstruct(on_host, index_map, data_blob)  # checks the digests; the result is dropped
+        self.register_buffer("base", None if base is None else base.to(device))
+        self.register_buffer("index_map", index_map.to(device))
+        self.register_buffer("data_blob", data_blob.to(device))
         if bias is not None and not isinstance(bias, nn.Parameter):
             bias = nn.Parameter(bias)
         self.register_parameter("bias", bias)

@@ -1,0 +1,91 @@
+package engine
+
+import (
+	"math/bits"
+	"sync"
+
+	"github.com/tpde-project/tpde/core/status"
+)
+
+// maxItems is the number of tensors that one launch takes: what fits into 4
+// KiB of kernel arguments.
+const maxItems = 56
+
+// maxBlocks is the most thread blocks that a grid may have.
+const maxBlocks = 1<<31 - 1
+
+// item and batch are struct Item and struct Batch of kernels/batch.cuh.
+type item struct {
+	base, dst, blob, records, tables, status uintptr
+	chunks, firstBlock                       uint32
+}
+
+type batch struct {
+	items    uint32
+	reserved uint32
+	item     [maxItems]item
+}
+
+var batches = sync.Pool{New: func() any { return new(batch) }}
+
+// group fills batches of jobs that the same kernel works on, in an order that
+// depends on the jobs alone (those of noKernel are left out), and hands each to launch with the number of its
+// thread blocks. The batch is used again after launch returns.
+func group(jobs []Job, kernel func(*Job) kernelID, launch func(k kernelID, b *batch, blocks uint32) error) error {
+	var present [(kernelIDs + 63) / 64]uint64
+	for i := range jobs {
+		if !jobs[i].empty() {
+			if k := kernel(&jobs[i]); k != noKernel {
+				present[k/64] |= 1 << (k % 64)
+			}
+		}
+	}
+	b := batches.Get().(*batch)
+	defer batches.Put(b)
+	for n := range present {
+		for ; present[n] != 0; present[n] &= present[n] - 1 {
+			k := kernelID(64*n + bits.TrailingZeros64(present[n]))
+			if err := groupOne(jobs, k, kernel, b, launch); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func groupOne(jobs []Job, k kernelID, kernel func(*Job) kernelID, b *batch, launch func(kernelID, *batch, uint32) error) error {
+	b.items = 0
+	var blocks uint32
+	for i := range jobs {
+		j := &jobs[i]
+		if j.empty() || kernel(j) != k {
+			continue
+		}
+		need := uint32(k.blocks(uint64(j.P.chunks()), 0))
+		if need > maxBlocks {
+			return status.Errorf(status.ErrLimit, "item %d has %d chunks, which take %d thread blocks, expected at most %d", i, j.P.chunks(), need, maxBlocks)
+		}
+		if b.items == maxItems || blocks > maxBlocks-need {
+			if err := launch(k, b, blocks); err != nil {
+				return err
+			}
+			b.items, blocks = 0, 0
+		}
+		b.item[b.items] = j.item(blocks)
+		b.items++
+		blocks += need
+	}
+	return launch(k, b, blocks)
+}
+
+// item describes the job to a kernel.
+func (j *Job) item(firstBlock uint32) item {
+	it := item{
+		base: j.Base, dst: j.Dst, blob: j.Blob, records: j.Image + uintptr(j.P.tableBytes), status: j.Status,
+		chunks: j.P.chunks(), firstBlock: firstBlock,
+	}
+	if j.P.tableBytes > 0 {
+		it.tables = j.Image
+	}
+	return it
+}

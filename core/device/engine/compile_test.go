@@ -1,0 +1,171 @@
+package engine
+
+import (
+	"bytes"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"unsafe"
+
+	"github.com/tpde-project/tpde/core/codec/elias"
+	"github.com/tpde-project/tpde/core/container"
+	"github.com/tpde-project/tpde/core/device/dl"
+	"github.com/tpde-project/tpde/core/device/dl/dltest"
+	"github.com/tpde-project/tpde/core/device/nvrtc"
+)
+
+// definition finds what may be the name of a function that is defined.
+var definition = regexp.MustCompile(`(\w+)\s*\([^()]*\)\s*\{`)
+
+var comment = regexp.MustCompile(`(?m)//.*$`)
+
+// TestEveryKernelIsRegistered: a kernel that nobody launches, or whose name
+// changed, shows here and not on a user's GPU.
+func TestEveryKernelIsRegistered(t *testing.T) {
+	var inSources, registered []string
+	for file, text := range sources {
+		if !strings.HasSuffix(file, ".cu") {
+			continue
+		}
+		text = comment.ReplaceAllString(text, "")
+		for _, m := range definition.FindAllStringSubmatchIndex(text, -1) {
+			head := text[:m[0]]
+			if i := strings.LastIndex(head, `extern "C"`); i >= 0 && !strings.ContainsAny(head[i:], ";{}") {
+				inSources = append(inSources, file+" "+text[m[2]:m[3]])
+			}
+		}
+	}
+	for _, e := range entries {
+		registered = append(registered, e.file+" "+e.name)
+		if len(e.variants) > maxVariants {
+			t.Errorf("%s has %d variants, expected at most %d", e.name, len(e.variants), maxVariants)
+		}
+	}
+	slices.Sort(inSources)
+	slices.Sort(registered)
+	if !slices.Equal(inSources, registered) {
+		t.Errorf("entry points in the sources:\n%v\nregistered:\n%v", inSources, registered)
+	}
+}
+
+func TestParseShape(t *testing.T) {
+	const two = "// x.cu - y\n//\n// launch: threads=128 chunks_per_block=4\nvoid one(Batch b)\n" +
+		"// launch: threads=256 elements_per_block=16384/sizeof(Bits)\nvoid two(u32 x)\n"
+	for name, want := range map[string]shape{"one": {128, 4, false}, "two": {256, 16384, true}} {
+		if got, err := parseShape(two, name, map[string]string{"one": "chunks", "two": "elements"}[name]); err != nil || got != want {
+			t.Errorf("%s: got %v, %v, expected %v", name, got, err, want)
+		}
+	}
+	for _, bad := range []string{
+		"", "void one(", "// launch: threads=0 chunks_per_block=4\nvoid one(", "// launch: threads=2048 chunks_per_block=4\nvoid one(",
+		"// launch: threads=128 chunks_per_block=0\nvoid one(", "// launch: threads=128\nvoid one(",
+		"// launch: threads=128 elements_per_block=4\nvoid one(", "void one(\n// launch: threads=128 chunks_per_block=4\n",
+	} {
+		if got, err := parseShape(bad, "one", "chunks"); err == nil {
+			t.Errorf("%q gives %v", bad, got)
+		}
+	}
+}
+
+func openCompiler(t *testing.T) *nvrtc.Compiler {
+	t.Helper()
+	dl.SetSearch(dltest.SitePackages(t))
+	c, err := nvrtc.Open(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// TestCompileAll compiles every variant of every kernel for the architectures
+// that people have, as a user's machine does. It needs no GPU.
+func TestCompileAll(t *testing.T) {
+	c := openCompiler(t)
+	t.Setenv("TPDE_CACHE", t.TempDir())
+	var group sync.WaitGroup
+	for _, arch := range []string{"sm_80", "sm_90", "sm_100", "sm_120"} {
+		group.Go(func() {
+			for entry, e := range entries {
+				for variant := range e.variants {
+					k := newKernelID(entry, variant)
+					cubin, err := compile(c, k, arch)
+					if err != nil {
+						t.Error(err)
+					} else if !bytes.HasPrefix(cubin, []byte("\x7fELF")) || !bytes.Contains(cubin, []byte(".text."+k.name())) {
+						t.Errorf("%s for %s: %d bytes without the kernel", k.module(), arch, len(cubin))
+					}
+				}
+			}
+		})
+	}
+	group.Wait()
+}
+
+// TestLayout lets the compiler check that Go and the kernels agree on every
+// field that they share.
+func TestLayout(t *testing.T) {
+	c := openCompiler(t)
+	var b batch
+	var it item
+	var text strings.Builder
+	text.WriteString("#include \"batch.cuh\"\n#include \"elias.cuh\"\n")
+	same := func(what string, got any) { fmt.Fprintf(&text, "static_assert(%s == %d, \"\");\n", what, got) }
+	offset := func(where, field string, got uintptr) {
+		same(fmt.Sprintf("__INTADDR__(&((%s*)0)->%s)", where, field), got)
+	}
+	same("sizeof(Batch)", unsafe.Sizeof(b))
+	same("kMaxItems", maxItems)
+	offset("Batch", "items", unsafe.Offsetof(b.items))
+	offset("Batch", "item", unsafe.Offsetof(b.item))
+	same("sizeof(Item)", unsafe.Sizeof(it))
+	offset("Item", "base", unsafe.Offsetof(it.base))
+	offset("Item", "dst", unsafe.Offsetof(it.dst))
+	offset("Item", "blob", unsafe.Offsetof(it.blob))
+	offset("Item", "records", unsafe.Offsetof(it.records))
+	offset("Item", "tables", unsafe.Offsetof(it.tables))
+	offset("Item", "status", unsafe.Offsetof(it.status))
+	offset("Item", "chunks", unsafe.Offsetof(it.chunks))
+	offset("Item", "first_block", unsafe.Offsetof(it.firstBlock))
+	same("sizeof(Record)", container.RecordBytes)
+	offset("Record", "compressed_bytes", 8)
+	offset("Record", "uncompressed_bytes", 12)
+	offset("Record", "deltas", 16)
+	offset("Record", "checksum", 20)
+	offset("Record", "output_word", 24)
+	same("sizeof(elias::Tables)", elias.DeviceTableBytes)
+	offset("elias::Tables", "code", 128)
+	offset("elias::Tables", "gap", 256)
+	offset("elias::Tables", "classes", 268)
+	offset("elias::Tables", "shift", 272)
+	text.WriteString("#include \"zstd.cuh\"\n")
+	var z zstdBatch
+	var zi zstdItem
+	same("sizeof(zstd::ZstdBatch)", unsafe.Sizeof(z))
+	same("zstd::kMaxZstdItems", len(z.item))
+	offset("zstd::ZstdBatch", "items", unsafe.Offsetof(z.items))
+	offset("zstd::ZstdBatch", "item", unsafe.Offsetof(z.item))
+	for field, got := range map[string]uintptr{
+		"frames": unsafe.Offsetof(z.slots.frames), "frame_bytes": unsafe.Offsetof(z.slots.frameBytes),
+		"buffers": unsafe.Offsetof(z.slots.buffers), "buffer_bytes": unsafe.Offsetof(z.slots.bufferBytes),
+		"actual_bytes": unsafe.Offsetof(z.slots.actualBytes), "planes": unsafe.Offsetof(z.slots.planes),
+		"statuses": unsafe.Offsetof(z.slots.statuses),
+	} {
+		offset("zstd::ZstdBatch", "slots."+field, unsafe.Offsetof(z.slots)+got)
+	}
+	same("sizeof(zstd::ZstdItem)", unsafe.Sizeof(zi))
+	offset("zstd::ZstdItem", "base", unsafe.Offsetof(zi.base))
+	offset("zstd::ZstdItem", "first_block", unsafe.Offsetof(zi.firstBlock))
+	offset("zstd::ZstdItem", "buffers", unsafe.Offsetof(zi.buffers))
+	offset("zstd::ZstdItem", "slots", unsafe.Offsetof(zi.slots))
+	offset("zstd::ZstdItem", "checked", unsafe.Offsetof(zi.checked))
+	same("sizeof(zstd::Place)", placeBytes)
+	offset("zstd::Place", "buffer", 0)
+	offset("zstd::Place", "slot", 8)
+	offset("zstd::Place", "planes", 12)
+	if _, err := c.Compile(nvrtc.Source{Name: "layout.cu", Text: text.String(), Headers: headers(), Options: []string{"--std=c++17"}}, "sm_90"); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,126 @@
+//go:build gpu
+
+package gputest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/tpde-project/tpde/core/codec"
+	"github.com/tpde-project/tpde/core/device/engine"
+	"github.com/tpde-project/tpde/core/dtype"
+	"github.com/tpde-project/tpde/core/quant"
+	"github.com/tpde-project/tpde/core/tensor"
+)
+
+// quantised is a packed tensor whose base is quantised.
+type quantised struct {
+	*placed
+	descriptor *buffer
+}
+
+// placeQuantised quantises the base of a sample and packs the target against
+// what the codes stand for.
+func placeQuantised(t testing.TB, s quant.Scheme, o options) *quantised {
+	t.Helper()
+	plain := pack(t, o)
+	n := uint64(o.words)
+	d := &quant.Data{Packed: make([]byte, s.PackedBytes(n)), Scale: make([]byte, s.ScaleBytes(n)), Zero: make([]byte, s.ZeroBytes(n))}
+	if s.Kind == quant.Linear {
+		must(t, quant.Quantize(context.Background(), d, &s, plain.base, o.dt, 0))
+	} else { // codes and scales as they may come from elsewhere
+		r := rand.New(rand.NewPCG(n, 7))
+		for i := range d.Packed {
+			d.Packed[i] = byte(r.Uint32())
+		}
+		for i := range d.Scale {
+			d.Scale[i] = [4]byte{byte(r.Uint32()), byte(r.Uint32()), 0x80, 0x3c}[i%4]
+		}
+	}
+	base := make([]byte, len(plain.base))
+	must(t, quant.Dequantize(context.Background(), base, o.dt, &s, d, 0))
+	target := bytes.Clone(base)
+	for i := range target { // the changes of the sample, made to the new base
+		target[i] += plain.target[i] - plain.base[i]
+	}
+	packed := &sample{name: fmt.Sprintf("%+v on %+v", o, s), base: base, target: target}
+	var out bytes.Buffer
+	var err error
+	packed.index, err = tensor.Encode(context.Background(), &out, tensor.Desc{Type: o.dt, Shape: []uint64{n}}, base, target,
+		tensor.Options{Codec: o.id, ChunkWords: o.chunkWords})
+	must(t, err)
+	packed.blob = out.Bytes()
+	packed.prepared, err = engine.Prepare(packed.index)
+	must(t, err)
+
+	p := place(t, packed)
+	p.base = nil // the GPU gets the codes alone
+	at := quant.Pointers{Packed: uint64(upload(t, d.Packed).p), Scale: uint64(upload(t, d.Scale).p)}
+	if len(d.Zero) > 0 {
+		at.Zero = uint64(upload(t, d.Zero).p)
+	}
+	descriptor, err := s.Descriptor(at, n)
+	must(t, err)
+	return &quantised{p, upload(t, descriptor[:])}
+}
+
+func (q *quantised) job() engine.Job {
+	j := q.placed.job()
+	j.Base, j.Quantised = q.descriptor.p, true
+	return j
+}
+
+func TestQuantisedBases(t *testing.T) {
+	schemes := []quant.Scheme{
+		{Kind: quant.Linear, Bits: 2, Group: 32, Scale: dtype.F16},
+		{Kind: quant.Linear, Bits: 3, Group: 64, Scale: dtype.BF16, Zero: true},
+		{Kind: quant.Linear, Bits: 4, Group: 64, Scale: dtype.BF16},
+		{Kind: quant.Linear, Bits: 4, Group: 100, Scale: dtype.F32, Zero: true},
+		{Kind: quant.Linear, Bits: 8, Group: 128, Scale: dtype.F32},
+		{Kind: quant.Codebook, Bits: 4, Group: 64, Scale: dtype.F32, Code: quant.NF4},
+		{Kind: quant.Int8Rows, Bits: 8, Group: 96, Scale: dtype.F32},
+	}
+	onGPU(t, func() {
+		for _, s := range schemes {
+			for _, dt := range []dtype.Type{dtype.BF16, dtype.F16, dtype.F32} {
+				var all []*quantised
+				var jobs []engine.Job
+				for _, id := range []codec.ID{codec.Elias, codec.Raw} {
+					for _, words := range []int{1, 9, 4096, 20_003} {
+						for _, density := range []float64{0.02, 1} {
+							q := placeQuantised(t, s, options{id: id, dt: dt, words: words, chunkWords: uint64(min(words, 8192)), base: true, density: density})
+							all, jobs = append(all, q), append(jobs, q.job())
+						}
+					}
+				}
+				must(t, eng.Reconstruct(jobs, 0, 0, 0))
+				must(t, driver.Wait(0))
+				for _, q := range all {
+					q.check(t, q.dst)
+				}
+			}
+		}
+	})
+}
+
+// BenchmarkQuantised rebuilds 512 MiB of BF16 from int4 codes and a raw
+// residual of 2%.
+func BenchmarkQuantised(b *testing.B) {
+	onGPU(b, func() {
+		s := quant.Scheme{Kind: quant.Linear, Bits: 4, Group: 64, Scale: dtype.BF16}
+		q := placeQuantised(b, s, options{id: codec.Raw, dt: dtype.BF16, words: 64 << 20, chunkWords: 1 << 16, base: true, density: 0.02})
+		jobs := []engine.Job{q.job()}
+		must(b, eng.Reconstruct(jobs, 0, 0, 0))
+		must(b, driver.Wait(0))
+		q.check(b, q.dst)
+		b.SetBytes(int64(len(q.target)))
+		b.ResetTimer()
+		for range b.N {
+			must(b, eng.Reconstruct(jobs, 0, 0, 0))
+		}
+		must(b, driver.Wait(0))
+	})
+}

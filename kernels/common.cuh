@@ -1,0 +1,60 @@
+// common.cuh - what every kernel family shares: integer types, the records and
+// batch descriptors, bit-level helpers.
+//
+// The decoders compile for the host too (CI has no GPU): TPDE_FN marks code
+// that runs on both. No CUDA header is included, so that NVRTC needs none.
+#pragma once
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#ifdef __CUDACC__
+#define TPDE_FN __device__ __forceinline__
+#else
+#define TPDE_FN static inline
+#endif
+
+// One chunk, as core/container/FORMAT.md specifies the flat record.
+struct Record {
+  u64 data_offset;         // bytes into the blob
+  u32 compressed_bytes;    //
+  u32 uncompressed_bytes;  //
+  u32 deltas;              // words stored
+  u32 checksum;            //
+  u64 output_word;         // first word of the chunk in the tensor
+};
+static_assert(sizeof(Record) == 32, "flat records are 32 bytes");
+
+// What a kernel reports of a chunk. 0 is success.
+enum ChunkStatus : u32 {
+  kOk = 0,
+  kCorrupt = 20,   // TPDE_CORRUPT
+  kChecksum = 21,  // TPDE_CHECKSUM
+};
+
+// Sixteen bytes of words, as a lane loads them at once.
+struct Group {
+  u32 w[4];
+};
+
+// The number of leading zeros of x, 32 for 0.
+TPDE_FN u32 leading_zeros(u32 x) {
+#ifdef __CUDA_ARCH__
+  return __clz((int)x);
+#else
+  return x ? __builtin_clz(x) : 32;
+#endif
+}
+
+// Reverses the bytes of x: bit strings are big-endian byte sequences.
+TPDE_FN u32 byte_swap(u32 x) {
+#ifdef __CUDA_ARCH__
+  return __byte_perm(x, 0, 0x0123);
+#else
+  return __builtin_bswap32(x);
+#endif
+}
+
+TPDE_FN u32 min_u32(u32 a, u32 b) { return a < b ? a : b; }
