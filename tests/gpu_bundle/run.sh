@@ -65,7 +65,7 @@ cd "$bundle"
 case $command in
   # Only files that speak of GPUs: others want the source tree.
   # shellcheck disable=SC2046  # file names without blanks
-  test) exec "$python" -m pytest -p no:cacheprovider -m gpu $(grep -li gpu tests/test_*.py) "$@" ;;
+  test) exec "$python" -m pytest -p no:cacheprovider -m gpu $(grep -lE 'mark\.gpu|gpu_support' tests/test_*.py) "$@" ;;
   bench) exec "$python" tests/bench/bench_gpu.py "$@" ;;
   gputest) exec ./gputest "$@" ;;
   sanitize) sanitize "$@" ;;
