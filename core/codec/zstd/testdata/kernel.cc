@@ -39,7 +39,7 @@ static void join(u32 words, u32 gap_planes, u32 deltas) {
     for (u32 j = 0; j < 8 && 8 * i + j < deltas; j++) {
       sum = zstd::add_distance(sum, zstd::distance(gap_planes ? zstd::join<u32>(gap, j) : 0));
       const Word z = zstd::join<Word>(value, j);
-      if (sum > words || (gap_planes && z == 0)) good = 0; else out[sum - 1] = zstd::unzigzag(z);
+      if (sum > words || (gap_planes && z == 0)) good = 0; else out[sum - 1] = unzigzag(z);
     }
   }
   put(&good, 4);
