@@ -13,7 +13,7 @@ typedef unsigned long long u64;
 #ifdef __CUDACC__
 #define TPDE_FN __device__ __forceinline__
 #else
-#define TPDE_FN static inline
+#define TPDE_FN inline
 #endif
 
 // One chunk, as core/container/FORMAT.md specifies the flat record.

@@ -321,13 +321,15 @@ TPDE_FN void decode_dense(const Block<Word>& b, u32 lane, const Tables& tables, 
   }
 }
 
-// A lane of a tensor with gap classes. Returns false if a gap is left open.
+// A lane of a tensor with gap classes. Returns false if a
+// gap is left open or a value is that of an unchanged word.
 template <typename Word>
 TPDE_FN bool decode_sparse(const Block<Word>& b, u32 lane, const Tables& tables, Bits& bits, u32& deltas) {
   const u32 n = 16 / sizeof(Word);
   const u32 row = n * kLanes;
   const bool in_place = b.base == b.dst;
   const u32 shift = tables.shift;
+  bool good = true;
   Counters left = {0, 0};
   for (u32 c = 0; c < tables.classes; c++) left.set(c, read_gap(bits, tables.gap[c]));
 
@@ -363,6 +365,7 @@ TPDE_FN bool decode_sparse(const Block<Word>& b, u32 lane, const Tables& tables,
       put_at<Word>(residual, event, v);
       deltas += v != 0;
       const u32 c = code >> 8 & 3;
+      good = good && (v != 0 || c == kDense);  // an unchanged word has no event
       // The word of the event itself is not counted: its gap has run out.
       left.subtract((before - done) - (1u << 8 * c));
       if (c != kDense) left.set(c, read_gap(bits, code >> 16 & 0xff));
@@ -373,7 +376,7 @@ TPDE_FN bool decode_sparse(const Block<Word>& b, u32 lane, const Tables& tables,
     if (changed) apply_group<Word>(g, residual);
     if (changed || !in_place) store_group(b, first, g);
   }
-  return left.low == 0 && left.high == 0;
+  return good && left.low == 0 && left.high == 0;
 }
 
 // Decodes the bit string of a lane, from bit `start` of the strings to `end`,
