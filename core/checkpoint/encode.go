@@ -43,7 +43,6 @@ func (k *packer) encode(ctx context.Context, s *store) error {
 		if err := k.encodeLarge(ctx, s, todo[0]); err != nil {
 			return status.InTensor(err, todo[0].name)
 		}
-		k.p.add(todo[0].data.size())
 		todo = todo[1:]
 	}
 	return nil
@@ -96,7 +95,9 @@ func (k *packer) encodeLarge(ctx context.Context, s *store, t *tensorInfo) error
 		if err != nil {
 			return err
 		}
-		index, err := tensor.Encode(ctx, w, t.desc, base.data, target.data, k.tensorOptions(t, k.o.Workers))
+		o := k.tensorOptions(t, k.o.Workers)
+		o.Progress = k.p.add
+		index, err := tensor.Encode(ctx, w, t.desc, base.data, target.data, o)
 		if err != nil {
 			return err
 		}
@@ -108,6 +109,8 @@ func (k *packer) encodeLarge(ctx context.Context, s *store, t *tensorInfo) error
 			return s.keep(ctx, pl.stored, index)
 		}
 		s.drop()
+	} else {
+		k.p.add(t.data.size())
 	}
 	return s.addVerbatim(pl.stored, t.desc, target.data)
 }

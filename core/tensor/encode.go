@@ -57,6 +57,9 @@ func Encode(ctx context.Context, w io.Writer, d Desc, base, target []byte, o Opt
 			x.BlobBytes += uint64(len(c.data))
 			_, err := w.Write(c.data)
 			chunkPool.Put(c)
+			if err == nil && o.Progress != nil {
+				o.Progress(uint64(r.UncompressedBytes))
+			}
 			return err
 		})
 	if err != nil {

@@ -30,4 +30,7 @@ type Options struct {
 	Workers               int // at most this many cores; 0 means all
 	// Digests of base and target, where the caller has computed them already.
 	BaseDigest, TargetDigest *digest.Sum
+	// Progress, if not nil, is told the bytes of target of each chunk that has
+	// been written, on the goroutine that called Encode.
+	Progress func(bytes uint64)
 }

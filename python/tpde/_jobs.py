@@ -56,3 +56,4 @@ def _wait_with_bar(binding: Any, job: int, label: str) -> None:
             finished, done, total = binding.job_wait(job, _STEP_MS)
             bar.total = total
             bar.update(done - bar.n)
+        bar.refresh()  # work that took less than tqdm's interval shows its rate, too
