@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 
 	"github.com/tpde-project/tpde/core/fault"
 	"github.com/tpde-project/tpde/core/status"
@@ -21,81 +22,123 @@ func Workers(w int) int {
 	return runtime.GOMAXPROCS(0)
 }
 
-// Each runs fn(0) to fn(n-1) on up to workers goroutines. The first error
-// cancels the context of the others and is returned.
+// Each runs fn(0) to fn(n-1) on up to workers goroutines, the caller's among
+// them. The first error cancels the context of the others; of several, that of
+// the lowest number is returned once all have stopped.
 func Each(ctx context.Context, workers, n int, fn func(ctx context.Context, i int) error) error {
-	return Ordered(ctx, workers, n,
-		func(ctx context.Context, i int) (struct{}, error) { return struct{}{}, fn(ctx, i) },
-		func(int, struct{}) error { return nil })
+	workers = min(Workers(workers), n)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	call := func(ctx context.Context, i int) (struct{}, error) { return struct{}{}, fn(ctx, i) }
+
+	var next atomic.Int64
+	var mu sync.Mutex
+	failed, first := n, error(nil)
+	work := func() {
+		for ctx.Err() == nil {
+			i := int(next.Add(1)) - 1
+			if i >= n {
+				return
+			}
+			if _, err := guarded(ctx, i, call); err != nil {
+				mu.Lock()
+				if i < failed {
+					failed, first = i, err
+				}
+				mu.Unlock()
+				cancel()
+			}
+		}
+	}
+	var wg sync.WaitGroup
+	for range workers - 1 {
+		wg.Go(work)
+	}
+	work()
+	wg.Wait()
+	if first == nil && int(next.Load()) < n {
+		return ctx.Err()
+	}
+	return first
 }
 
 // Ordered runs produce(0) to produce(n-1) on up to workers goroutines and
-// passes each result to consume, in order, on the calling goroutine. At most
-// 2*workers results wait at any time, so memory stays flat. The first error of
-// either function cancels the rest and is returned once all have stopped.
+// passes each result to consume, in order, one at a time. At most 2*workers
+// results wait at any time, so memory stays flat. The first error of either
+// function cancels the rest and is returned once all have stopped.
 func Ordered[T any](ctx context.Context, workers, n int, produce func(ctx context.Context, i int) (T, error), consume func(i int, v T) error) error {
 	workers = min(Workers(workers), n)
 	if workers <= 1 {
 		return sequential(ctx, n, produce, consume)
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+	// Not on the caller's goroutine: in a call from C that is bound to a
+	// thread, and waking it for every result costs more than many a result.
+	done := make(chan error, 1)
+	go func() {
+		_, err := guarded(ctx, workers, func(ctx context.Context, workers int) (struct{}, error) {
+			return struct{}{}, parallel(ctx, workers, n, produce, consume)
+		})
+		done <- err
+	}()
+	return <-done
+}
+
+func parallel[T any](ctx context.Context, workers, n int, produce func(ctx context.Context, i int) (T, error), consume func(i int, v T) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 
 	type result struct {
 		v   T
 		err error
 	}
-	type job struct {
-		i   int
-		out chan result
+	// A worker takes room for a result, then the next number. So the numbers
+	// that are taken but not consumed are at most len(slots) in a row, and no
+	// two of them share a slot.
+	slots := make([]chan result, 2*workers)
+	room := make(chan struct{}, len(slots))
+	for i := range slots {
+		slots[i] = make(chan result, 1)
+		room <- struct{}{}
 	}
-	jobs := make(chan job)
-	pending := make(chan chan result, 2*workers-1) // results in order; its room is what bounds memory
-
+	var next atomic.Int64
 	var wg sync.WaitGroup
 	for range workers {
 		wg.Go(func() {
-			for j := range jobs {
-				v, err := guarded(ctx, j.i, produce)
-				j.out <- result{v, err}
+			for {
+				select {
+				case <-room:
+				case <-ctx.Done():
+					return
+				}
+				i := int(next.Add(1)) - 1
+				if i >= n {
+					return
+				}
+				v, err := guarded(ctx, i, produce)
+				slots[i%len(slots)] <- result{v, err}
 			}
 		})
 	}
-	wg.Go(func() {
-		defer close(jobs)
-		defer close(pending)
-		for i := range n {
-			out := make(chan result, 1)
-			select {
-			case pending <- out:
-			case <-ctx.Done():
-				return
+	defer wg.Wait()
+	defer cancel()
+	for i := range n {
+		select {
+		case r := <-slots[i%len(slots)]:
+			if r.err != nil {
+				return r.err
 			}
-			jobs <- job{i, out}
-		}
-	})
-
-	var first error
-	i := 0
-	for out := range pending {
-		r := <-out
-		err := r.err
-		if err == nil && first == nil {
-			if err = ctx.Err(); err == nil {
-				err = consume(i, r.v)
+			if err := ctx.Err(); err != nil {
+				return err
 			}
+			if err := consume(i, r.v); err != nil {
+				return err
+			}
+			room <- struct{}{}
+		case <-ctx.Done():
+			return ctx.Err()
 		}
-		if err != nil && first == nil {
-			first = err
-			cancel(err)
-		}
-		i++
 	}
-	wg.Wait()
-	if first == nil {
-		first = ctx.Err()
-	}
-	return first
+	return nil
 }
 
 // guarded is produce with errors for what would otherwise end the process from

@@ -25,7 +25,7 @@ func TestOrderedKeepsOrderAndBoundsMemory(t *testing.T) {
 			},
 			func(i, v int) error {
 				if i != next || v != i*i {
-					t.Fatalf("%d workers: got result %d (%d), expected %d", workers, i, v, next)
+					t.Errorf("%d workers: got result %d (%d), expected %d", workers, i, v, next)
 				}
 				next++
 				most = max(most, produced.Load()-consumed.Add(1))

@@ -178,11 +178,28 @@ func (r *Reader) Reconstruct(ctx context.Context, dst, base []byte, o Reconstruc
 	return nil
 }
 
-// CheckBlob verifies the checksum of every chunk.
+// CheckBlob verifies the checksum of every chunk. Checksums are fast and chunks
+// small, so a task is many chunks.
 func (r *Reader) CheckBlob(ctx context.Context, workers int) error {
-	return plan.Each(ctx, workers, len(r.index.Records), func(_ context.Context, i int) error {
-		_, err := r.chunkData(i)
-		return err
+	const taskBytes = 1 << 20
+	records := r.index.Records
+	var starts []int
+	for i := range records {
+		if i == 0 || records[i].DataOffset-records[starts[len(starts)-1]].DataOffset >= taskBytes {
+			starts = append(starts, i)
+		}
+	}
+	return plan.Each(ctx, workers, len(starts), func(_ context.Context, task int) error {
+		end := len(records)
+		if task+1 < len(starts) {
+			end = starts[task+1]
+		}
+		for i := starts[task]; i < end; i++ {
+			if _, err := r.chunkData(i); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 }
 

@@ -31,6 +31,6 @@ type Options struct {
 	// Digests of base and target, where the caller has computed them already.
 	BaseDigest, TargetDigest *digest.Sum
 	// Progress, if not nil, is told the bytes of target of each chunk that has
-	// been written, on the goroutine that called Encode.
+	// been written, one call at a time.
 	Progress func(bytes uint64)
 }
