@@ -9,7 +9,6 @@ import "C"
 import (
 	"context"
 	"errors"
-	"runtime/debug"
 	"strings"
 	"unsafe"
 
@@ -20,21 +19,10 @@ import (
 // call runs the body of an export and returns its status. A panic is a bug of
 // ours, and must not take down the process that the library lives in.
 func call(body func() error) (code C.int32_t) {
-	if err := protect(body); err != nil {
+	if err := fault.Protect(body); err != nil {
 		return fail(err)
 	}
 	return C.int32_t(status.OK)
-}
-
-// protect turns a panic of body, and the fault of an input that got shorter
-// while it was mapped, into an error.
-func protect(body func() error) (err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			err = status.Errorf(status.ErrInternal, "panic: %v\n%s", r, debug.Stack())
-		}
-	}()
-	return fault.Guard(body)
 }
 
 // fail records the text of err for the calling thread. An exported call stays

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/tpde-project/tpde/core/fault"
 	"github.com/tpde-project/tpde/core/status"
 )
 
@@ -88,7 +89,7 @@ func TestTableFromManyGoroutines(t *testing.T) {
 }
 
 func TestPanicBecomesAnError(t *testing.T) {
-	err := protect(func() error {
+	err := fault.Protect(func() error {
 		var none []int
 		_ = none[len(none)]
 		return nil

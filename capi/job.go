@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/tpde-project/tpde/core/checkpoint"
+	"github.com/tpde-project/tpde/core/fault"
 	"github.com/tpde-project/tpde/core/status"
 )
 
@@ -35,7 +36,7 @@ func start(dst *C.tpde_handle, use *inUse, w work) error {
 	go func() {
 		defer close(j.done)
 		defer use.release()
-		j.err = protect(func() (err error) {
+		j.err = fault.Protect(func() (err error) {
 			j.report, err = w(ctx, &j.progress)
 			return err
 		})

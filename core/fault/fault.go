@@ -28,3 +28,15 @@ func Guard(f func() error) (err error) {
 	}()
 	return f()
 }
+
+// Protect runs f and returns an error for what would otherwise end the process:
+// what Guard covers, and a panic of f, which is a bug of ours and comes out as
+// status.ErrInternal.
+func Protect(f func() error) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = status.Errorf(status.ErrInternal, "panic: %v\n%s", r, debug.Stack())
+		}
+	}()
+	return Guard(f)
+}

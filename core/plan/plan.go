@@ -5,12 +5,10 @@ package plan
 import (
 	"context"
 	"runtime"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 
 	"github.com/tpde-project/tpde/core/fault"
-	"github.com/tpde-project/tpde/core/status"
 )
 
 // Workers returns the number of goroutines to use when the user asked for w:
@@ -29,7 +27,6 @@ func Each(ctx context.Context, workers, n int, fn func(ctx context.Context, i in
 	workers = min(Workers(workers), n)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	call := func(ctx context.Context, i int) (struct{}, error) { return struct{}{}, fn(ctx, i) }
 
 	var next atomic.Int64
 	var mu sync.Mutex
@@ -40,7 +37,7 @@ func Each(ctx context.Context, workers, n int, fn func(ctx context.Context, i in
 			if i >= n {
 				return
 			}
-			if _, err := guarded(ctx, i, call); err != nil {
+			if err := fault.Protect(func() error { return fn(ctx, i) }); err != nil {
 				mu.Lock()
 				if i < failed {
 					failed, first = i, err
@@ -75,10 +72,7 @@ func Ordered[T any](ctx context.Context, workers, n int, produce func(ctx contex
 	// thread, and waking it for every result costs more than many a result.
 	done := make(chan error, 1)
 	go func() {
-		_, err := guarded(ctx, workers, func(ctx context.Context, workers int) (struct{}, error) {
-			return struct{}{}, parallel(ctx, workers, n, produce, consume)
-		})
-		done <- err
+		done <- fault.Protect(func() error { return parallel(ctx, workers, n, produce, consume) })
 	}()
 	return <-done
 }
@@ -142,15 +136,9 @@ func parallel[T any](ctx context.Context, workers, n int, produce func(ctx conte
 }
 
 // guarded is produce with errors for what would otherwise end the process from
-// this goroutine: a mapped file that somebody shortens, and a panic, which is a
-// bug of ours.
+// this goroutine.
 func guarded[T any](ctx context.Context, i int, produce func(ctx context.Context, i int) (T, error)) (v T, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = status.Errorf(status.ErrInternal, "panic: %v\n%s", p, debug.Stack())
-		}
-	}()
-	err = fault.Guard(func() error {
+	err = fault.Protect(func() error {
 		v, err = produce(ctx, i)
 		return err
 	})

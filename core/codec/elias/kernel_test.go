@@ -4,38 +4,14 @@ import (
 	"bytes"
 	"encoding/binary"
 	"math/rand/v2"
-	"os/exec"
-	"path/filepath"
 	"testing"
 
 	"github.com/tpde-project/tpde/core/codec"
+	"github.com/tpde-project/tpde/core/codec/codectest"
 	"github.com/tpde-project/tpde/core/dtype"
 	"github.com/tpde-project/tpde/core/residual"
 	"github.com/tpde-project/tpde/core/word"
 )
-
-// kernel answers requests with the code of kernels/elias.cuh, built for the CPU.
-func kernel(t *testing.T, requests []byte) []byte {
-	t.Helper()
-	compiler, err := exec.LookPath("c++")
-	if err != nil {
-		t.Skip("there is no C++ compiler")
-	}
-	program := filepath.Join(t.TempDir(), "kernel")
-	build := exec.Command(compiler, "-std=c++17", "-O1", "-Wno-unknown-pragmas", "-fsanitize=undefined,address", "-fno-sanitize-recover", "-I../../../kernels", "-o", program, "testdata/kernel.cc")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	cmd := exec.Command(program)
-	cmd.Stdin = bytes.NewReader(requests)
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("%v: %s", err, stderr.String())
-	}
-	return out
-}
 
 // TestKernel decodes what the Go encoder wrote with the kernels' code, of every
 // word size and from sparse to dense, whole and damaged: the same verdict and
@@ -119,7 +95,7 @@ func TestKernel(t *testing.T) {
 			}
 		}
 	}
-	got := kernel(t, requests)
+	got := codectest.RunKernel(t, requests)
 	for i, x := range want {
 		good, deltas, target := got[0] == 1, binary.LittleEndian.Uint32(got[4:]), got[8:8+len(x.target)]
 		got = got[8+len(x.target):]

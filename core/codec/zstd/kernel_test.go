@@ -4,37 +4,15 @@ import (
 	"bytes"
 	"encoding/binary"
 	"math/rand/v2"
-	"os/exec"
-	"path/filepath"
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/tpde-project/tpde/core/codec"
+	"github.com/tpde-project/tpde/core/codec/codectest"
 	"github.com/tpde-project/tpde/core/dtype"
 	"github.com/tpde-project/tpde/core/word"
 )
-
-// kernel answers requests with the code of kernels/zstd.cuh, built for the CPU.
-func kernel(t *testing.T, requests []byte) []byte {
-	t.Helper()
-	compiler, err := exec.LookPath("c++")
-	if err != nil {
-		t.Skip("there is no C++ compiler")
-	}
-	program := filepath.Join(t.TempDir(), "kernel")
-	build := exec.Command(compiler, "-std=c++17", "-O1", "-Wall", "-Werror", "-Wno-unused-function", "-Wno-unknown-pragmas", "-fsanitize=undefined", "-fno-sanitize-recover", "-I../../../kernels", "-o", program, "testdata/kernel.cc")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	cmd := exec.Command(program)
-	cmd.Stdin = bytes.NewReader(requests)
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
-}
 
 func appendWords(b []byte, words ...int) []byte {
 	for _, w := range words {
@@ -103,7 +81,7 @@ func TestKernelDirectory(t *testing.T) {
 	for _, v := range all {
 		requests = append(appendWords(requests, 0, v.planes, v.deltas, len(v.data)), v.data...)
 	}
-	answers := kernel(t, requests)
+	answers := codectest.RunKernel(t, requests)
 	d, err := zstd.NewReader(nil)
 	if err != nil {
 		t.Fatal(err)
@@ -193,7 +171,7 @@ func TestKernelJoin(t *testing.T) {
 			requests = append(requests, p[:cap(p)]...)
 		}
 	}
-	answers := kernel(t, requests)
+	answers := codectest.RunKernel(t, requests)
 	good := 0
 	for i, q := range all {
 		var w work

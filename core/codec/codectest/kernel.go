@@ -1,0 +1,34 @@
+package codectest
+
+import (
+	"bytes"
+	"os/exec"
+	"path/filepath"
+	"testing"
+)
+
+// RunKernel builds testdata/kernel.cc of the calling package, which compiles
+// code of kernels/ for the CPU, and returns what it answers to the requests.
+// Undefined behaviour and stray reads and writes end it with an error.
+func RunKernel(t *testing.T, requests []byte) []byte {
+	t.Helper()
+	compiler, err := exec.LookPath("c++")
+	if err != nil {
+		t.Skip("there is no C++ compiler")
+	}
+	program := filepath.Join(t.TempDir(), "kernel")
+	build := exec.Command(compiler, "-std=c++17", "-O1", "-Wall", "-Werror", "-Wno-unused-function", "-Wno-unknown-pragmas",
+		"-fsanitize=undefined,address", "-fno-sanitize-recover", "-I../../../kernels", "-o", program, "testdata/kernel.cc")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	cmd := exec.Command(program)
+	cmd.Stdin = bytes.NewReader(requests)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%v: %s", err, stderr.String())
+	}
+	return out
+}
