@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
@@ -147,6 +147,24 @@ def as_paths(deltas: Sequence[Delta]) -> Iterator[list[str]]:
         yield paths
 
 
-def temporary_folder() -> tempfile.TemporaryDirectory[str]:
-    """Returns a new folder, as a context manager, for a delta on its way into or out of memory."""
-    return tempfile.TemporaryDirectory(prefix="tpde-", ignore_cleanup_errors=True)
+@contextmanager
+def temporary_folder() -> Iterator[str]:
+    """Gives a new folder for a delta on its way into or out of memory, and removes it with the files in it."""
+    folder = tempfile.mkdtemp(prefix="tpde-")
+    try:
+        yield folder
+    finally:
+        try:
+            _remove(folder)
+        except KeyboardInterrupt:
+            _remove(folder)
+            raise
+
+
+def _remove(folder: str) -> None:
+    """Removes a folder of files; what cannot be removed stays."""
+    # Not by shutil.rmtree: interrupted, it may close a descriptor twice and raise OSError over the KeyboardInterrupt.
+    with suppress(OSError):
+        for name in os.listdir(folder):
+            os.unlink(os.path.join(folder, name))
+        os.rmdir(folder)
