@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"github.com/tpde-project/tpde/core/codec"
+	"github.com/tpde-project/tpde/core/codec/bitio"
 	"github.com/tpde-project/tpde/core/status"
 	"github.com/tpde-project/tpde/core/word"
 )
@@ -14,7 +15,7 @@ type decoder[T word.Word] struct {
 	tables tables
 	steps  stepTable
 	ctx    [maxContexts]decodeContext
-	pool   sync.Pool // *[]byte: a block's bit strings with slack behind them
+	pool   sync.Pool // *[]byte: a block's bit strings with bitio.Slack behind them
 }
 
 // decodeContext is what the decoder needs to know of a context.
@@ -76,10 +77,10 @@ func (d *decoder[T]) block(base, res []T, data []byte, buf *[]byte) (rest []byte
 		return nil, 0, status.Errorf(status.ErrCorrupt, "elias block needs %d bytes of bit strings, %d are left", size, len(h.rest))
 	}
 	strings, rest := h.rest[:size], h.rest[size:]
-	if err := checkPadding(strings, h.starts[lanes]); err != nil {
-		return nil, 0, err
+	if !bitio.ZeroFrom(strings, h.starts[lanes]) {
+		return nil, 0, status.Errorf(status.ErrCorrupt, "elias bit strings are not padded with zeros")
 	}
-	*buf = append(append((*buf)[:0], strings...), make([]byte, slack)...)
+	*buf = append(append((*buf)[:0], strings...), make([]byte, bitio.Slack)...)
 	for l := range lanes {
 		end, n, ok := d.lane(base, res, l, *buf, uint(h.starts[l]))
 		if !ok || end != uint(h.starts[l+1]) {
@@ -109,7 +110,7 @@ func (d *decoder[T]) lane(base, res []T, lane int, buf []byte, pos uint) (end ui
 	counters := uint64(full)
 	ok = true
 	for class, k := range d.tables.gaps {
-		gap, n := readGap(window(buf, pos), uint(k))
+		gap, n := readGap(bitio.Window(buf, pos), uint(k))
 		pos += n
 		counters += gap << (16 * class)
 	}
@@ -139,7 +140,7 @@ func (d *decoder[T]) lane(base, res []T, lane int, buf []byte, pos uint) (end ui
 			}
 			gap := uint64(0)
 			if x.class != dense {
-				gap, n = readGap(window(buf, pos), uint(x.gap))
+				gap, n = readGap(bitio.Window(buf, pos), uint(x.gap))
 				pos += n
 			}
 			// The counter stands at 2^15-1.
@@ -164,7 +165,7 @@ func readGap(win uint64, k uint) (gap uint64, n uint) {
 // readValue reads the residual word of an event. ok is false for a word that
 // no encoder writes there: an unchanged one in a gap class.
 func readValue[T word.Word](buf []byte, pos uint, x *decodeContext) (v T, n uint, ok bool) {
-	win := window(buf, pos)
+	win := bitio.Window(buf, pos)
 	switch x.code {
 	case codeSign:
 		return 1 - T(win>>63)<<1, 1, true
@@ -196,9 +197,9 @@ func readValue[T word.Word](buf []byte, pos uint, x *decodeContext) (v T, n uint
 // readWord reads a plain word of T's width.
 func readWord[T word.Word](buf []byte, pos uint) T {
 	if word.Size[T]() < 8 {
-		return T(window(buf, pos) >> (64 - 8*word.Size[T]()))
+		return T(bitio.Window(buf, pos) >> (64 - 8*word.Size[T]()))
 	}
-	return T(window(buf, pos)>>32<<32 | window(buf, pos+32)>>32)
+	return T(bitio.Window(buf, pos)>>32<<32 | bitio.Window(buf, pos+32)>>32)
 }
 
 // except sets the words that are listed behind the bit strings.

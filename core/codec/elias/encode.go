@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/tpde-project/tpde/core/codec"
+	"github.com/tpde-project/tpde/core/codec/bitio"
 	"github.com/tpde-project/tpde/core/dtype"
 	"github.com/tpde-project/tpde/core/word"
 )
@@ -37,7 +38,7 @@ type event[T word.Word] struct {
 }
 
 type encodeState[T word.Word] struct {
-	w          writer
+	w          bitio.Writer
 	events     []event[T]
 	exceptions []uint32
 }
@@ -75,7 +76,7 @@ func (e *encoder[T]) Encode(dst []byte, b codec.Block) ([]byte, uint32, error) {
 
 // block appends one block to dst.
 func (e *encoder[T]) block(dst []byte, base, res []T, s *encodeState[T]) ([]byte, uint32) {
-	s.w = writer{buf: s.w.buf[:0]}
+	s.w.Reset(s.w.Finish(1))
 	s.exceptions = s.exceptions[:0]
 	var lengths [lanes]uint32
 	var deltas uint32
@@ -84,12 +85,12 @@ func (e *encoder[T]) block(dst []byte, base, res []T, s *encodeState[T]) ([]byte
 		first, d := e.collect(base, res, l, s)
 		deltas += d
 		e.emit(first, s)
-		end := s.w.pos()
+		end := s.w.Pos()
 		lengths[l] = uint32(end - pos)
 		pos = end
 	}
 	dst = appendLaneTable(dst, &lengths, len(s.exceptions))
-	dst = append(dst, s.w.finish()...)
+	dst = append(dst, s.w.Finish(4)...)
 	slices.Sort(s.exceptions) // lanes found them in their own order
 	dst = append(dst, word.Bytes(s.exceptions)...)
 	start := len(dst)
@@ -167,23 +168,23 @@ func (e *encoder[T]) collect(base, res []T, lane int, s *encodeState[T]) (first 
 // event's value and, unless it is dense, the next gap of its class.
 func (e *encoder[T]) emit(first uint64, s *encodeState[T]) {
 	for class, k := range e.tables.gaps {
-		s.w.putGamma(first>>(16*class)&0xffff, uint(k))
+		s.w.PutGamma(first>>(16*class)&0xffff, uint(k))
 	}
 	for i := range s.events {
 		ev := &s.events[i]
 		x := &e.ctx[ev.ctx]
 		putValue(&s.w, ev.residual, x)
 		if x.class != dense {
-			s.w.putGamma(uint64(ev.next), uint(e.tables.gaps[x.class]))
+			s.w.PutGamma(uint64(ev.next), uint(e.tables.gaps[x.class]))
 		}
 	}
 }
 
 // putValue writes a residual word in the value code of its context.
-func putValue[T word.Word](w *writer, v T, x *context) {
+func putValue[T word.Word](w *bitio.Writer, v T, x *context) {
 	switch x.code {
 	case codeSign:
-		w.put(uint64(v)>>1&1, 1) // 1 is +1, all ones are -1
+		w.Put(uint64(v)>>1&1, 1) // 1 is +1, all ones are -1
 	case codeVerbatim:
 		putWord(w, v)
 	default:
@@ -195,26 +196,18 @@ func putValue[T word.Word](w *writer, v T, x *context) {
 		zeros := uint(bits.Len64(uint64(z)>>k+1)) - 1
 		switch {
 		case zeros >= maxZeros:
-			w.put(0, maxZeros)
+			w.Put(0, maxZeros)
 			putWord(w, v)
 		case k <= 40:
-			w.put(uint64(z)+1<<k, 2*zeros+1+k)
+			w.Put(uint64(z)+1<<k, 2*zeros+1+k)
 		default: // longer than put takes at once
-			w.put(uint64(z)>>k+1, 2*zeros+1)
-			w.put(uint64(z)>>32&(1<<(k-32)-1), k-32)
-			w.put(uint64(z)&(1<<32-1), 32)
+			w.Put(uint64(z)>>k+1, 2*zeros+1)
+			w.PutLong(uint64(z), k)
 		}
 	}
 }
 
-func putWord[T word.Word](w *writer, v T) {
-	n := uint(8 * word.Size[T]())
-	if n == 64 {
-		w.put(uint64(v)>>32, 32)
-		n = 32
-	}
-	w.put(uint64(v)&(1<<n-1), n)
-}
+func putWord[T word.Word](w *bitio.Writer, v T) { w.PutLong(uint64(v), uint(8*word.Size[T]())) }
 
 // appendLaneTable writes the head of a block: the least length of a lane's bit
 // string, and what each has beyond it.
@@ -232,9 +225,9 @@ func appendLaneTable(dst []byte, lengths *[lanes]uint32, exceptions int) []byte 
 	if exceptions > 0 {
 		dst = binary.LittleEndian.AppendUint32(dst, uint32(exceptions))
 	}
-	w := writer{}
+	w := bitio.Writer{}
 	for _, n := range lengths {
-		w.put(uint64(n-least), width)
+		w.Put(uint64(n-least), width)
 	}
-	return append(dst, w.finish()...)
+	return append(dst, w.Finish(4)...)
 }

@@ -3,6 +3,7 @@ package elias
 import (
 	"encoding/binary"
 
+	"github.com/tpde-project/tpde/core/codec/bitio"
 	"github.com/tpde-project/tpde/core/status"
 )
 
@@ -37,30 +38,15 @@ func parseHead(data []byte) (head, error) {
 	if len(data) < size {
 		return h, status.Errorf(status.ErrCorrupt, "elias lane table needs %d bytes, %d are left", size, len(data))
 	}
-	var table [24*lanes/8 + slack]byte
+	var table [24*lanes/8 + bitio.Slack]byte
 	copy(table[:], data[:size])
 	for l := range lanes {
 		n := least
 		if width > 0 {
-			n += int(window(table[:], uint(l)*width) >> (64 - width))
+			n += int(bitio.Window(table[:], uint(l)*width) >> (64 - width))
 		}
 		h.starts[l+1] = h.starts[l] + n
 	}
 	h.rest = data[size:]
 	return h, nil
 }
-
-// checkPadding returns an error unless the bits from end on are zero.
-func checkPadding(strings []byte, end int) error {
-	if end%8 != 0 && strings[end/8]<<(end%8) != 0 {
-		return errPadding
-	}
-	for _, b := range strings[(end+7)/8:] {
-		if b != 0 {
-			return errPadding
-		}
-	}
-	return nil
-}
-
-var errPadding = status.Errorf(status.ErrCorrupt, "elias bit strings are not padded with zeros")

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/tpde-project/tpde/core/codec"
+	"github.com/tpde-project/tpde/core/codec/bitio"
 	"github.com/tpde-project/tpde/core/codec/codectest"
 	"github.com/tpde-project/tpde/core/dtype"
 	"github.com/tpde-project/tpde/core/residual"
@@ -119,7 +120,7 @@ func (d *decoder[T]) check(b codec.Block, data []byte) (deltas uint32, ok bool) 
 		return 0, false
 	}
 	base, res := word.View[T](b.Base), word.View[T](b.Residual)
-	buf := append(bytes.Clone(h.rest), make([]byte, slack)...)
+	buf := append(bytes.Clone(h.rest), make([]byte, bitio.Slack)...)
 	ok = true
 	for l := range lanes {
 		end, n, good := d.lane(base, res, l, buf, uint(h.starts[l]))
