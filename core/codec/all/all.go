@@ -3,6 +3,7 @@ package all
 
 import (
 	_ "github.com/tpde-project/tpde/core/codec/elias"
+	_ "github.com/tpde-project/tpde/core/codec/prefix"
 	_ "github.com/tpde-project/tpde/core/codec/raw"
 	_ "github.com/tpde-project/tpde/core/codec/zstd"
 )

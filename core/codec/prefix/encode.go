@@ -1,0 +1,199 @@
+package prefix
+
+import (
+	"encoding/binary"
+	"math/bits"
+	"slices"
+	"sync"
+
+	"github.com/tpde-project/tpde/core/codec"
+	"github.com/tpde-project/tpde/core/codec/bitio"
+	"github.com/tpde-project/tpde/core/dtype"
+	"github.com/tpde-project/tpde/core/word"
+)
+
+// manyExceptions in a block's head says that their number follows.
+const manyExceptions = 1<<11 - 1
+
+type encoder[T word.Word, P part] struct {
+	tables     tables
+	marshaled  []byte
+	chunkWords int
+	lookup     lookup
+	pageOf     []uint32 // by key: number of the first page of its context
+	standIn    []uint32 // by that number: entry of the word in place of one that the code leaves out
+	pool       sync.Pool
+}
+
+type encodeState[P part] struct {
+	base, res  []P      // coded parts of a block
+	room       []P      // of base and res, where they are not the words themselves
+	out        []byte   // bit strings
+	exceptions []uint16 // word numbers in the block
+}
+
+func newEncoder[T word.Word, P part](t dtype.Type, samples []codec.Block, level codec.Level) *encoder[T, P] {
+	tab, chunkWords := planTables[T, P](t, samples, level)
+	return encoderOf[T, P](tab, chunkWords)
+}
+
+func encoderOf[T word.Word, P part](t tables, chunkWords int) *encoder[T, P] {
+	e := &encoder[T, P]{tables: t, marshaled: t.marshal(), chunkWords: chunkWords, lookup: t.lookup()}
+	perContext := 256
+	if t.layout.coded == 8 {
+		perContext = 1
+	}
+	for _, c := range t.contexts.table(&t.layout) {
+		e.pageOf = append(e.pageOf, uint32(int(c)*perContext))
+	}
+	e.standIn = make([]uint32, len(t.codes)*perContext)
+	for i := range t.codes {
+		s := t.codes[i].Symbols[t.codes[i].Shortest()]
+		e.standIn[i*perContext] = uint32(s.Bits)<<s.Raw<<8 | uint32(s.Length) + uint32(s.Raw)
+	}
+	e.pool.New = func() any { return new(encodeState[P]) }
+	return e
+}
+
+func (e *encoder[T, P]) Tables() []byte  { return e.marshaled }
+func (e *encoder[T, P]) ChunkWords() int { return e.chunkWords }
+
+func (e *encoder[T, P]) Encode(dst []byte, b codec.Block) ([]byte, uint32, error) {
+	s := e.pool.Get().(*encodeState[P])
+	defer e.pool.Put(s)
+	base, res := word.View[T](b.Base), word.View[T](b.Residual)
+	for from := 0; from < len(res); from += blockWords {
+		to := min(from+blockWords, len(res))
+		dst = e.block(dst, base[from:to], res[from:to], s)
+	}
+	return dst, uint32(len(res)), nil
+}
+
+// block appends one block to dst.
+func (e *encoder[T, P]) block(dst []byte, base, res []T, s *encodeState[P]) []byte {
+	start := len(dst)
+	dst = e.cut(dst, base, res, s)
+	var lengths [lanes]uint32
+	strings := e.strings(s, &lengths)
+	dst = appendHead(dst, &lengths, len(s.exceptions))
+	dst = append(dst, strings...)
+	dst = pad(dst, start, codec.Align)
+	dst = append(dst, word.Bytes(s.exceptions)...)
+	dst = pad(dst, start, codec.Align)
+	for _, i := range s.exceptions {
+		target := base[i] + res[i]
+		dst = append(dst, word.Bytes([]T{target})...)
+	}
+	return pad(dst, start, e.tables.layout.align())
+}
+
+// pad appends zeros until what lies from start on is a multiple of align.
+func pad(dst []byte, start, align int) []byte {
+	for (len(dst)-start)%align != 0 {
+		dst = append(dst, 0)
+	}
+	return dst
+}
+
+// cut fills s with the coded parts of base and of the residual and with the
+// words that are exceptions whatever the codes, and appends the planes to dst.
+func (e *encoder[T, P]) cut(dst []byte, base, res []T, s *encodeState[P]) []byte {
+	l := &e.tables.layout
+	s.exceptions = s.exceptions[:0]
+	if word.Size[T]() == word.Size[P]() {
+		s.base, s.res = word.View[P](word.Bytes(base)), word.View[P](word.Bytes(res))
+		return dst
+	}
+	s.own(len(res))
+	if l.signed {
+		for i, v := range res {
+			s.res[i] = P(v)
+			if v != T(int16(v)) { // not what a sign-extended part stands for
+				s.exceptions = append(s.exceptions, uint16(i))
+			}
+		}
+		return dst
+	}
+	start := len(dst)
+	for plane := range uint(l.planes()) {
+		for i, v := range res {
+			dst = binary.LittleEndian.AppendUint16(dst, uint16((base[i]+v)>>(16*plane)))
+		}
+		dst = pad(dst, start, l.align())
+	}
+	for i, v := range res {
+		s.base[i] = P(base[i] >> l.codeShift)
+		s.res[i] = P((base[i]+v)>>l.codeShift) - s.base[i]
+	}
+	return dst
+}
+
+// own makes base and res the state's own memory, for n parts. A state never
+// keeps the caller's for another block.
+func (s *encodeState[P]) own(n int) {
+	if cap(s.room) < 2*n {
+		s.room = make([]P, 2*n)
+	}
+	s.base, s.res = s.room[:n:n], s.room[n:2*n]
+}
+
+// strings returns the bit strings of all lanes, one behind the other, and sets
+// their lengths in bits. The result is valid until the state is used again.
+func (e *encoder[T, P]) strings(s *encodeState[P], lengths *[lanes]uint32) []byte {
+	if need := len(s.res)*maxTotal/8 + 16; len(s.out) < need {
+		s.out = make([]byte, need)
+	}
+	l := &e.tables.layout
+	group := l.group()
+	mask, shift := P(1<<l.keyBits-1), e.tables.contexts.shift&15
+	pageOf, pages, leaf := e.pageOf, e.lookup.pages, e.lookup.leaf
+	out, at := s.out, 0
+	var acc uint64
+	var n uint
+	end := uint32(0)
+	for lane := range lanes {
+		for off := lane * group; off < len(s.res); off += lanes * group {
+			r := s.res[off:min(off+group, len(s.res))]
+			b := s.base[off:]
+			b = b[:len(r)]
+			for j, v := range r {
+				page := pageOf[b[j]&mask>>shift]
+				x := leaf[pages[page+uint32(v)>>8]+uint32(v)&255]
+				if x&leftOut != 0 {
+					s.exceptions = append(s.exceptions, uint16(off+j))
+					x = e.standIn[page] - uint32(v)<<8
+				}
+				x += uint32(v) << 8
+				n += uint(x & 31)
+				acc = acc<<(x&31) | uint64(x>>8)
+				if n >= 32 {
+					n -= 32
+					binary.BigEndian.PutUint32(out[at:], uint32(acc>>(n&31)))
+					at += 4
+				}
+			}
+		}
+		pos := uint32(8*at) + uint32(n)
+		lengths[lane], end = pos-end, pos
+	}
+	binary.BigEndian.PutUint32(out[at:], uint32(acc<<(32-n)))
+	slices.Sort(s.exceptions) // lanes find them in their own order
+	s.exceptions = slices.Compact(s.exceptions)
+	return out[:at+int(n+7)/8]
+}
+
+// appendHead writes the head of a block: see FORMAT.md.
+func appendHead(dst []byte, lengths *[lanes]uint32, exceptions int) []byte {
+	least, most := slices.Min(lengths[:]), slices.Max(lengths[:])
+	width := uint32(bits.Len32(most - least))
+	few := min(exceptions, manyExceptions)
+	dst = binary.LittleEndian.AppendUint32(dst, least|width<<16|uint32(few)<<21)
+	if few == manyExceptions {
+		dst = binary.LittleEndian.AppendUint32(dst, uint32(exceptions))
+	}
+	var w bitio.Writer
+	for _, n := range lengths {
+		w.Put(uint64(n-least), uint(width))
+	}
+	return append(dst, w.Finish(codec.Align)...)
+}
