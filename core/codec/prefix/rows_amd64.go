@@ -19,11 +19,7 @@ type rowArgs struct {
 	strings   *byte   // readable for 16 bytes a row beyond the end of the last lane
 	table     *uint32 // decoding table
 	pos       [lanes]uint32
-	first     [64]uint16 // first entry of the context of the keys lo to lo+63
-	keyMask   uint32     // of two words
-	lo        uint16     // keys below and above the 64 share the contexts of the first and the last
-	last      uint16     // 63
-	keyShift  [2]uint64
+	keys      keyArgs   // first entries
 	skip      [2]uint64 // 32 - bits of the table's index
 	low       uint32    // 0xffff
 	one       uint32
@@ -44,30 +40,46 @@ func decodeRows(a *rowArgs)
 // two words of 16 lanes.
 func transposed(place int) int { return place&^15 | place&3<<2 | place>>2&3 }
 
+// keyArgs tell the contexts of 16-bit words: first[key - lo], with keys below
+// and above the 64 like the first and the last.
+type keyArgs struct {
+	first    [64]uint16 // what there is of the context, in units of the caller
+	keyMask  uint32     // of two words
+	lo       uint16
+	last     uint16 // 63
+	keyShift [2]uint64
+}
+
+// newKeyArgs returns the contexts with unit each; ok is false if they lie too
+// far apart for 64 keys.
+func newKeyArgs(t *tables, unit int) (k keyArgs, ok bool) {
+	k = keyArgs{last: 63, keyMask: 0x10001 * uint32(1<<t.layout.keyBits-1), keyShift: [2]uint64{uint64(t.contexts.shift)}}
+	if starts := t.contexts.starts; len(starts) > 0 {
+		k.lo = starts[0] - 1
+		if starts[len(starts)-1]-k.lo > 63 {
+			return k, false
+		}
+	}
+	for i := range k.first {
+		k.first[i] = uint16(t.contexts.of(k.lo+uint16(i)) * unit)
+	}
+	return k, true
+}
+
 // newRowArgs prepares decodeRows; nil if these tables need plain Go.
 func newRowArgs(t *tables, table []uint32) *rowArgs {
-	starts := t.contexts.starts
 	total := 0
 	for i := range t.codes {
 		_, n := t.codes[i].Longest()
 		total = max(total, n)
 	}
-	if !hasRows || t.layout.coded != 16 || total > 16 {
+	keys, ok := newKeyArgs(t, 1<<t.index)
+	if !ok || !hasRows || t.layout.coded != 16 || total > 16 {
 		return nil
 	}
 	a := &rowArgs{
-		table: unsafe.SliceData(table), last: 63, low: 0xffff, one: 1, thirtyOne: 31, thirtyTwo: 32,
-		keyMask:  0x10001 * uint32(1<<t.layout.keyBits-1),
-		keyShift: [2]uint64{uint64(t.contexts.shift)}, skip: [2]uint64{uint64(32 - t.index)},
-	}
-	if len(starts) > 0 {
-		a.lo = starts[0] - 1
-		if starts[len(starts)-1]-a.lo > 63 {
-			return nil
-		}
-	}
-	for i := range a.first {
-		a.first[i] = uint16(t.contexts.of(a.lo+uint16(i)) << t.index)
+		table: unsafe.SliceData(table), keys: keys, low: 0xffff, one: 1, thirtyOne: 31, thirtyTwo: 32,
+		skip: [2]uint64{uint64(32 - t.index)},
 	}
 	for i := range a.swap {
 		a.swap[i] = byte(i ^ 3)
