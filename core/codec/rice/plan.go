@@ -1,7 +1,6 @@
 package rice
 
 import (
-	"math/bits"
 	"slices"
 
 	"github.com/tpde-project/tpde/core/codec"
@@ -38,7 +37,7 @@ func planTables[T word.Word](dt dtype.Type, samples []codec.Block, level codec.L
 		everything(&t)
 		return &t, chunkWords(word.Size[T](), 1, 1, level)
 	}
-	p := newPartition(bins, stride, t.width)
+	p := newPartition(bins, stride, scaleOf(samples), t.width)
 	cost, segments := p.solve()
 	events := p.apply(&t, segments)
 	n := chunkWords(word.Size[T](), cost, p.words[len(bins)], level)
@@ -47,6 +46,22 @@ func planTables[T word.Word](dt dtype.Type, samples []codec.Block, level codec.L
 	}
 	t.denseOrder = countOrder(events[dense], p.words[len(bins)], n)
 	return &t, n
+}
+
+// scaleOf estimates how much larger a tensor is than its samples: core/tensor
+// looks at a sixteenth of a large tensor, but at all of a small one.
+func scaleOf(samples []codec.Block) int {
+	words := 0
+	for _, s := range samples {
+		words += s.Words()
+	}
+	switch {
+	case words < 32<<10:
+		return 1
+	case words == 32<<10:
+		return 6
+	}
+	return 16
 }
 
 // everything makes tables that code every word as it is.
@@ -98,16 +113,16 @@ func lowBits(words, events int) (k uint8, cost int) {
 // over bins are what makes every candidate cheap to judge.
 type partition[T word.Word] struct {
 	bins                  []bin[T]
-	stride                int
+	stride, scale         int
 	width                 uint
 	words, changed, units []int
 	gapValues, allValues  []int // cost of values, in gap classes and in the dense class
 }
 
-func newPartition[T word.Word](bins []bin[T], stride int, width uint) *partition[T] {
+func newPartition[T word.Word](bins []bin[T], stride, scale int, width uint) *partition[T] {
 	n := len(bins) + 1
 	p := &partition[T]{
-		bins: bins, stride: stride, width: width,
+		bins: bins, stride: stride, scale: scale, width: width,
 		words: make([]int, n), changed: make([]int, n), units: make([]int, n),
 		gapValues: make([]int, n), allValues: make([]int, n),
 	}
@@ -116,8 +131,8 @@ func newPartition[T word.Word](bins []bin[T], stride int, width uint) *partition
 		p.words[i+1] = p.words[i] + b.words
 		p.changed[i+1] = p.changed[i] + b.changed
 		p.units[i+1] = p.units[i] + b.units
-		p.gapValues[i+1] = p.gapValues[i] + b.valueCost(0, stride)
-		p.allValues[i+1] = p.allValues[i] + b.valueCost((b.words-b.changed)/stride, stride)
+		p.gapValues[i+1] = p.gapValues[i] + b.valueCost(0, stride, scale)
+		p.allValues[i+1] = p.allValues[i] + b.valueCost((b.words-b.changed)/stride, stride, scale)
 	}
 	return p
 }
@@ -133,7 +148,7 @@ type segment struct {
 // judge returns the best gap class for bins [from, to), and its cost.
 func (p *partition[T]) judge(from, to int) (segment, int) {
 	words, changed, units := p.words[to]-p.words[from], p.changed[to]-p.changed[from], p.units[to]-p.units[from]
-	overhead := countCost*(words/classChunk+1) + classCost
+	overhead := countCost*(words/classChunk+1) + classCost/p.scale
 	low, cost := lowBits(words, units)
 	cost += overhead + units*costUnit + (changed-units)*int(exceptionBits(p.width))*costUnit
 	best := segment{from: from, to: to, low: low}
@@ -166,7 +181,7 @@ func (p *partition[T]) solve() (cost int, segments []segment) {
 	for to := 1; to <= n; to++ {
 		for from := range to {
 			gap, gapCost := p.judge(from, to)
-			denseCost := p.allValues[to] - p.allValues[from] + classCost
+			denseCost := p.allValues[to] - p.allValues[from] + classCost/p.scale
 			for g := range maxGaps + 1 {
 				if c := least[g][from].cost + denseCost; c < least[g][to].cost {
 					least[g][to] = cell{c, segment{from: from, to: to, isDense: true}}
@@ -218,6 +233,7 @@ func (p *partition[T]) apply(t *tables, segments []segment) (events [classes]int
 			continue
 		}
 		for _, g := range p.codes(s) {
+			g.code, _ = interval.Refine(g.code, g.sorted, codeOptions(p.width))
 			t.contexts = append(t.contexts, context{first: uint16(p.bins[g.from].first), class: class, code: uint8(len(t.codes))})
 			t.codes = append(t.codes, g.code)
 		}
@@ -239,10 +255,11 @@ func (p *partition[T]) codes(s segment) []coded[T] {
 	var groups []coded[T]
 	for i := s.from; i < s.to; i++ {
 		b := &p.bins[i]
-		g := coded[T]{from: i, to: i + 1, sorted: b.values}
+		zeros := 0
 		if s.isDense {
-			g.sorted = append(make([]T, (b.words-b.changed)/p.stride), b.values...)
+			zeros = (b.words - b.changed) / p.stride
 		}
+		g := coded[T]{from: i, to: i + 1, sorted: b.smooth(zeros, p.scale)}
 		p.plan(&g)
 		groups = append(groups, g)
 	}
@@ -305,23 +322,19 @@ func countOrder(events, words, chunk int) uint8 {
 }
 
 // chunkWords returns the least power of two of words whose code takes enough
-// bytes that what every chunk costs is small. A chunk is decoded by a block of
-// threads, and a single matrix should keep a GPU busy.
+// bytes that what every chunk costs is small, about 20 bytes. A chunk is decoded
+// by a block of threads, and a single matrix should keep a GPU busy.
 func chunkWords(wordBytes, cost, words int, level codec.Level) int {
-	enough, least, most := 384, 16384, 131072
+	enough, least, most := 768, 64<<10, 256<<10
 	switch level {
 	case codec.LevelFast:
-		enough, least, most = 192, 8192, 65536
+		enough, least, most = 384, 32<<10, 128<<10
 	case codec.LevelSmall:
-		enough, least, most = 4096, 32768, 262144
+		enough, least, most = 4096, 128<<10, 512<<10
 	}
 	n := least
-	for n < most {
-		hi, lo := bits.Mul64(uint64(cost), uint64(n))
-		if bytes, _ := bits.Div64(hi, lo, uint64(words)*8*costUnit); bytes >= uint64(enough) {
-			break
-		}
+	for n < most && cost/(8*costUnit)*(n/wordBytes) < words*enough {
 		n *= 2
 	}
-	return n
+	return n / wordBytes
 }

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/tpde-project/tpde/core/codec"
+	"github.com/tpde-project/tpde/core/codec/interval"
 	"github.com/tpde-project/tpde/core/word"
 )
 
@@ -125,38 +126,43 @@ func plainBits(bucket int) int {
 }
 
 // valueCost estimates what an interval code of the bin's residuals costs, those
-// of zero included if zeros is not 0: the entropy of their buckets.
-func (b *bin[T]) valueCost(zeros, stride int) int {
-	if len(b.values)+zeros == 0 {
-		return 0
-	}
-	total := log2(len(b.values) + zeros)
+// of zero included: a prefix code of their buckets.
+func (b *bin[T]) valueCost(zeros, stride, scale int) int {
+	counts := make([]int, 0, buckets+1)
 	cost := 0
-	if zeros > 0 && len(b.values) > 0 {
-		cost = zeros * max(total-log2(zeros), costUnit) // a code has a bit at least
-	}
-	used := 0
 	for i, n := range b.histogram {
 		if n > 0 {
-			cost += int(n) * (total - log2(int(n)) + plainBits(i)*costUnit)
-			used++
+			counts = append(counts, int(n))
+			cost += int(n) * plainBits(i)
 		}
 	}
-	return cost*stride + used*symbolCost
+	if zeros > 0 {
+		counts = append(counts, zeros)
+	}
+	used := len(counts)
+	return (cost+interval.Huffman(counts))*stride*costUnit + used*symbolCost
 }
 
-// log2 returns the logarithm of v > 0 in 1/256 bit, rounded down.
-func log2(v int) int {
-	n := bits.Len64(uint64(v)) - 1
-	x := uint64(v) << (63 - n) >> 32 // in [2^31, 2^32)
-	out := n
-	for range 8 { // squaring doubles the logarithm
-		x = x * x >> 31
-		out <<= 1
-		if x >= 1<<32 {
-			out++
-			x >>= 1
-		}
+// enoughValues is how many values say what a code should be.
+const enoughValues = 1024
+
+// smooth returns the residuals for which a code is made, zeros of zero among
+// them, in ascending order. Few samples of a large tensor stand for many words:
+// those are as likely on the other side of zero, and fill the holes between the
+// samples, which would be exceptions.
+func (b *bin[T]) smooth(zeros, scale int) []T {
+	if scale == 1 || len(b.values) >= enoughValues {
+		return append(make([]T, zeros, zeros+len(b.values)), b.values...)
 	}
+	out := make([]T, 2*zeros, 2*(zeros+len(b.values))+8*word.Size[T]()*4)
+	var far T
+	for _, v := range b.values {
+		out = append(out, v, -v)
+		far = max(far, min(v, -v))
+	}
+	for m := T(1); m <= far && m < 1<<(8*word.Size[T]()-2); m *= 2 {
+		out = append(out, m, -m, m+m/2, -m-m/2)
+	}
+	slices.Sort(out)
 	return out
 }
