@@ -46,8 +46,12 @@ func key[T word.Word](k *classifier, w T) uint64 {
 // classOf returns the class that a step counts.
 func classOf(step uint64) int { return bits.TrailingZeros64(step) >> 3 }
 
-// groupBytes is how much of a base is looked at at once.
-const groupBytes = 32
+// groupBytes is how much of a base is looked at at once, and partBytes how
+// much where an event is near.
+const (
+	groupBytes = 32
+	partBytes  = 8
+)
 
 // stripWords is how many words are counted before the byte-wide counts are
 // added up: a multiple of every group, below 128.

@@ -1,6 +1,10 @@
 package rice
 
-import "github.com/tpde-project/tpde/core/word"
+import (
+	"encoding/binary"
+
+	"github.com/tpde-project/tpde/core/word"
+)
 
 // locate replaces the ranks of the events by their positions in the chunk,
 // and fills in those of the dense class. It returns false unless every event
@@ -13,44 +17,53 @@ import "github.com/tpde-project/tpde/core/word"
 // stands at 128, so that each of its words does.
 func locate[T word.Word](k *classifier, base []T, at *slots, ranks []uint32) bool {
 	size := word.Size[T]()
-	group := groupBytes / size
+	group, part := groupBytes/size, partBytes/size
 	next := at.start
 	var passed [classes]uint32 // words of each class before the strip
 	for first := 0; first < len(base); first += stripWords {
 		strip := base[first:min(first+stripWords, len(base))]
+		bytes := word.Bytes(strip)
 		counters := packCounters(at, &next, ranks, &passed)
 		counted := uint64(0)
-		for j := 0; j < len(strip); j += group {
-			g := strip[j:min(j+group, len(strip))]
-			if len(g) == group {
-				steps := k.sumGroup(size, word.Bytes(g))
-				counted += steps
+		for j := 0; j < len(strip); {
+			if j+group <= len(strip) {
+				steps := k.sumGroup(size, bytes[j*size:])
 				if left := counters - steps; left&full == full {
-					counters = left
+					counters, counted = left, counted+steps
+					j += group
 					continue
 				}
 			}
-			for i, w := range g {
-				step := k.steps[key(k, w)]
-				if len(g) < group {
+			// A word of this group has an event: look closer.
+			for end := min(j+group, len(strip)); j < end; {
+				if j+part <= end {
+					steps := k.sum(size, binary.LittleEndian.Uint64(bytes[j*size:]))
+					if left := counters - steps; left&full == full {
+						counters, counted = left, counted+steps
+						j += part
+						continue
+					}
+				}
+				for stop := min(j+part, end); j < stop; j++ {
+					step := k.steps[key(k, strip[j])]
 					counted += step
+					counters -= step
+					if counters&full == full {
+						continue
+					}
+					c := classOf(step)
+					slot := next[c]
+					if slot >= at.end[c] {
+						return false
+					}
+					distance := uint32(0)
+					if c != dense {
+						distance = min(ranks[slot+1]-ranks[slot]-1, 127)
+					}
+					ranks[slot] = uint32(first + j)
+					next[c] = slot + 1
+					counters += step * uint64(distance+1)
 				}
-				counters -= step
-				if counters&full == full {
-					continue
-				}
-				c := classOf(step)
-				slot := next[c]
-				if slot >= at.end[c] {
-					return false
-				}
-				distance := uint32(0)
-				if c != dense {
-					distance = min(ranks[slot+1]-ranks[slot]-1, 127)
-				}
-				ranks[slot] = uint32(first + j + i)
-				next[c] = slot + 1
-				counters += step * uint64(distance+1)
 			}
 		}
 		for c := range passed {

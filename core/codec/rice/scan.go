@@ -22,30 +22,43 @@ const scanWords = 64 * stripWords
 // dense, and adds to passed the words of each class. first is the position of
 // the first word.
 func scan[T word.Word](k *classifier, base, res []T, first uint32, passed *[classes]uint32, out []found) int {
+	const denseStep = 1 << (8 * dense)
 	size := word.Size[T]()
-	group := groupBytes / size
+	group, part := groupBytes/size, partBytes/size
 	n := 0
 	for start := 0; start < len(res); start += stripWords {
 		end := min(start+stripWords, len(res))
+		b, r := base[start:end], res[start:end]
+		baseBytes, resBytes := word.Bytes(b), word.Bytes(r)
 		counted := uint64(0)
-		for j := start; j < end; j += group {
-			g := res[j:min(j+group, end)]
-			b := base[j:][:len(g)]
-			if len(g) == group {
-				steps := k.sumGroup(size, word.Bytes(b))
-				if steps < 1<<(8*dense) && isZero(word.Bytes(g)) {
+		for j := 0; j < len(r); {
+			if j+group <= len(r) {
+				steps := k.sumGroup(size, baseBytes[j*size:])
+				if steps < denseStep && isZero(resBytes[j*size:]) {
 					counted += steps
+					j += group
 					continue
 				}
 			}
-			for i, v := range g {
-				step := k.steps[key(k, b[i])]
-				if v != 0 || step == 1<<(8*dense) {
-					c := classOf(step)
-					out[n] = found{first + uint32(j+i), passed[c] + uint32(counted>>(8*c)&0xff)}
-					n++
+			// A word of this group is an event: look closer.
+			for stop := min(j+group, len(r)); j < stop; {
+				if j+part <= stop && binary.LittleEndian.Uint64(resBytes[j*size:]) == 0 {
+					steps := k.sum(size, binary.LittleEndian.Uint64(baseBytes[j*size:]))
+					if steps < denseStep {
+						counted += steps
+						j += part
+						continue
+					}
 				}
-				counted += step
+				for part := min(j+part, stop); j < part; j++ {
+					step := k.steps[key(k, b[j])]
+					if r[j] != 0 || step == denseStep {
+						c := classOf(step)
+						out[n] = found{first + uint32(start+j), passed[c] + uint32(counted>>(8*c)&0xff)}
+						n++
+					}
+					counted += step
+				}
 			}
 		}
 		for c := range passed {
