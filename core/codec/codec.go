@@ -36,7 +36,7 @@ const (
 	Zstd   ID = 2
 	Elias  ID = 3
 	Prefix ID = 4 // reserved
-	Rice   ID = 5 // reserved
+	Rice   ID = 5
 )
 
 // Block is the words of one chunk. Base and Residual have the same length, a
@@ -88,6 +88,17 @@ type Decoder interface {
 	// outside data and never writes outside b.Residual, whatever data holds;
 	// data that no encoder writes is status.ErrCorrupt.
 	Decode(b Block, data []byte, deltas uint32) error
+}
+
+// Rebuilder is a Decoder that can also apply the bit residual itself, which
+// saves a pass where few words change.
+type Rebuilder interface {
+	Decoder
+	// Rebuild sets dst to b.Base plus the residual that data holds, word by
+	// word. dst may be b.Base: then only changed words are written. b.Residual
+	// is not used. If Rebuild returns an error, dst is untouched. It promises
+	// otherwise what Decode does.
+	Rebuild(dst []byte, b Block, data []byte, deltas uint32) error
 }
 
 // Align is the alignment in bytes of every chunk in a blob.

@@ -11,6 +11,7 @@ import (
 	"github.com/tpde-project/tpde/core/codec"
 	"github.com/tpde-project/tpde/core/container"
 	"github.com/tpde-project/tpde/core/dtype"
+	"github.com/tpde-project/tpde/core/residual"
 	"github.com/tpde-project/tpde/core/status"
 )
 
@@ -51,7 +52,46 @@ func decodeGuarded(t testing.TB, dec codec.Decoder, b codec.Block, data []byte, 
 	if err != nil && !errors.Is(err, status.ErrCorrupt) {
 		t.Fatalf("Decode returned %v, expected one that is status.ErrCorrupt", err)
 	}
+	if r, ok := dec.(codec.Rebuilder); ok {
+		rebuildGuarded(t, r, b, res, room[:len(data)], deltas, err)
+	}
 	return res, err
+}
+
+// rebuildGuarded rebuilds a target out of place and in place, between canaries,
+// and holds it to the residual that was decoded, or to the error.
+func rebuildGuarded(t testing.TB, r codec.Rebuilder, b codec.Block, res, data []byte, deltas uint32, want error) {
+	t.Helper()
+	n := len(res)
+	target := aligned(n)
+	if want == nil {
+		residual.Apply(residual.Bit, b.Type, target, b.Base, res)
+	} else {
+		copy(target, b.Base)
+	}
+	for _, inPlace := range []bool{false, true} {
+		buf := bytes.Repeat([]byte{canary}, n+2*canaryBytes)
+		room := aligned(len(buf))
+		copy(room, buf)
+		dst, base := room[canaryBytes:canaryBytes+n], bytes.Clone(b.Base)
+		if inPlace || want != nil {
+			copy(dst, base)
+		}
+		block := codec.Block{Type: b.Type, Base: b.Base}
+		if inPlace {
+			block.Base = dst
+		}
+		err := r.Rebuild(dst, block, data, deltas)
+		if (err == nil) != (want == nil) || err != nil && !errors.Is(err, status.ErrCorrupt) {
+			t.Fatalf("Rebuild returned %v, Decode %v", err, want)
+		}
+		if !bytes.Equal(dst, target) || !bytes.Equal(base, b.Base) {
+			t.Fatal("Rebuild gave another target, or changed its base")
+		}
+		if !bytes.Equal(room[:canaryBytes], buf[:canaryBytes]) || !bytes.Equal(room[canaryBytes+n:], buf[:canaryBytes]) {
+			t.Fatal("Rebuild wrote outside the target")
+		}
+	}
 }
 
 // testBounds shows that chunks stay within what the index allows.

@@ -54,17 +54,36 @@ func (d *decoder[T]) Decode(b codec.Block, data []byte, deltas uint32) error {
 	}
 	res := word.View[T](b.Residual)
 	clear(res)
+	s.patch(res)
+	return nil
+}
+
+// Rebuild implements codec.Rebuilder.
+func (d *decoder[T]) Rebuild(dst []byte, b codec.Block, data []byte, deltas uint32) error {
+	s := d.pool.Get().(*decodeState[T])
+	defer d.pool.Put(s)
+	if err := d.read(word.View[T](b.Base), data, deltas, s); err != nil {
+		return err
+	}
+	if len(dst) > 0 && &dst[0] != &b.Base[0] {
+		copy(dst, b.Base)
+	}
+	s.patch(word.View[T](dst))
+	return nil
+}
+
+// patch adds what a chunk codes to words.
+func (s *decodeState[T]) patch(words []T) {
 	for c, start := range s.slots.start {
 		end := s.slots.end[c]
 		values := s.values[start:end]
 		for i, p := range s.positions[start:end] {
-			res[p] = values[i]
+			words[p] += values[i]
 		}
 	}
 	for i, p := range s.listed.positions {
-		res[p] = s.listed.words[i]
+		words[p] += s.listed.words[i]
 	}
-	return nil
 }
 
 // read reads everything that a chunk codes into s.
