@@ -31,7 +31,7 @@ func newDecoder[T word.Word](t *tables) *decoder[T] {
 	d := &decoder[T]{tables: t, class: newClassifier(t), finders: newFinders[T](t)}
 	readers := make([]*valueReader[T], len(t.codes))
 	for i := range t.codes {
-		readers[i] = newValueReader[T](&t.codes[i])
+		readers[i] = newValueReader[T](&t.codes[i].Code)
 	}
 	d.readers = make([]*valueReader[T], len(t.contexts))
 	d.placeholder = make([]T, len(t.contexts))

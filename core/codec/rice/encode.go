@@ -46,7 +46,7 @@ func newEncoder[T word.Word](t *tables, chunkWords int) *encoder[T] {
 func newFinders[T word.Word](t *tables) []*finder[T] {
 	byCode := make([]*finder[T], len(t.codes))
 	for i := range t.codes {
-		byCode[i] = newFinder[T](&t.codes[i])
+		byCode[i] = newFinder[T](&t.codes[i].Code)
 	}
 	out := make([]*finder[T], len(t.contexts))
 	for i, c := range t.contexts {

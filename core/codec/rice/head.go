@@ -45,10 +45,10 @@ func lanesOf(values int) int { return max(1, min(values/laneValues, maxLanes)) }
 // write appends the head. The lanes are what values says.
 func (h *head) write(w *bitio.Writer, t *tables) {
 	for c, g := range t.gaps {
-		w.PutGamma(uint64(h.events[c]), uint(g.order))
+		g.count.put(w, h.events[c])
 	}
 	if t.hasDense {
-		w.PutGamma(uint64(h.events[dense]), uint(t.denseOrder))
+		t.denseCount.put(w, h.events[dense])
 	}
 	w.Put(bit(h.exceptions > 0), 1)
 	if h.exceptions > 0 {
@@ -79,23 +79,21 @@ func spread(lengths []int) (least int, width uint) {
 // readHead reads the head of a chunk of the given number of words.
 func readHead(r *bitio.Reader, t *tables, words int) (*head, error) {
 	h := new(head)
-	left := uint64(words)
-	count := func(order uint8) (int, bool) {
-		n, ok := r.Gamma(uint(order))
-		if !ok || n > left {
-			return 0, false
+	left := words
+	ok := true
+	count := func(c countCode) int {
+		n, good := c.get(r, left)
+		if ok = ok && good; !ok {
+			return 0
 		}
 		left -= n
-		return int(n), true
+		return n
 	}
-	ok := true
 	for c, g := range t.gaps {
-		n, good := count(g.order)
-		h.events[c], ok = n, ok && good
+		h.events[c] = count(g.count)
 	}
 	if t.hasDense {
-		n, good := count(t.denseOrder)
-		h.events[dense], ok = n, ok && good
+		h.events[dense] = count(t.denseCount)
 	}
 	if r.Get(1) != 0 {
 		n, good := r.Gamma(0)

@@ -38,13 +38,16 @@ func planTables[T word.Word](dt dtype.Type, samples []codec.Block, level codec.L
 		return &t, chunkWords(word.Size[T](), 1, 1, level)
 	}
 	p := newPartition(bins, stride, scaleOf(samples), t.width)
+	if shift, exponent := dt.Exponent(); exponent > 0 {
+		p.scales = t.shift == uint(shift)
+	}
 	cost, segments := p.solve()
 	events := p.apply(&t, segments)
 	n := chunkWords(word.Size[T](), cost, p.words[len(bins)], level)
 	for c := range t.gaps {
-		t.gaps[c].order = countOrder(events[c], p.words[len(bins)], n)
+		t.gaps[c].count = planCount(events[c], p.words[len(bins)], n)
 	}
-	t.denseOrder = countOrder(events[dense], p.words[len(bins)], n)
+	t.denseCount = planCount(events[dense], p.words[len(bins)], n)
 	return &t, n
 }
 
@@ -66,7 +69,7 @@ func scaleOf(samples []codec.Block) int {
 
 // everything makes tables that code every word as it is.
 func everything(t *tables) {
-	t.hasDense, t.denseOrder = true, 10
+	t.hasDense, t.denseCount.order = true, 10
 	var code interval.Code
 	switch t.width { // a code made of no words covers all
 	case 8:
@@ -78,7 +81,7 @@ func everything(t *tables) {
 	default:
 		code, _ = interval.Plan[uint64](nil, codeOptions(t.width))
 	}
-	t.codes = []interval.Code{code}
+	t.codes = []tableCode{{Code: code}}
 	t.contexts = []context{{class: dense}}
 }
 
@@ -113,6 +116,8 @@ func lowBits(words, events int) (k uint8, cost int) {
 // over bins are what makes every candidate cheap to judge.
 type partition[T word.Word] struct {
 	bins                  []bin[T]
+	options               interval.Options
+	scales                bool // neighbouring keys differ by a factor of two
 	stride, scale         int
 	width                 uint
 	words, changed, units []int
@@ -122,7 +127,7 @@ type partition[T word.Word] struct {
 func newPartition[T word.Word](bins []bin[T], stride, scale int, width uint) *partition[T] {
 	n := len(bins) + 1
 	p := &partition[T]{
-		bins: bins, stride: stride, scale: scale, width: width,
+		bins: bins, options: codeOptions(width), stride: stride, scale: scale, width: width,
 		words: make([]int, n), changed: make([]int, n), units: make([]int, n),
 		gapValues: make([]int, n), allValues: make([]int, n),
 	}
@@ -232,93 +237,51 @@ func (p *partition[T]) apply(t *tables, segments []segment) (events [classes]int
 			t.contexts = append(t.contexts, context{first: uint16(p.bins[s.from].first), class: class})
 			continue
 		}
-		for _, g := range p.codes(s) {
-			g.code, _ = interval.Refine(g.code, g.sorted, codeOptions(p.width))
-			t.contexts = append(t.contexts, context{first: uint16(p.bins[g.from].first), class: class, code: uint8(len(t.codes))})
-			t.codes = append(t.codes, g.code)
+		for _, g := range p.groups(s) {
+			p.addContexts(t, &g, class)
 		}
 	}
 	return events
 }
 
-// coded is a run of bins that share an interval code.
-type coded[T word.Word] struct {
-	from, to int
-	sorted   []T
-	code     interval.Code
-	cost     int
-}
-
-// codes makes the interval codes of a segment: it starts with a code for each
-// bin and joins neighbours as long as that saves anything.
-func (p *partition[T]) codes(s segment) []coded[T] {
-	var groups []coded[T]
-	for i := s.from; i < s.to; i++ {
-		b := &p.bins[i]
-		zeros := 0
-		if s.isDense {
-			zeros = (b.words - b.changed) / p.stride
-		}
-		g := coded[T]{from: i, to: i + 1, sorted: b.smooth(zeros, p.scale)}
-		p.plan(&g)
-		groups = append(groups, g)
+// addContexts appends the contexts and codes of a group.
+func (p *partition[T]) addContexts(t *tables, g *group[T], class uint8) {
+	code, _ := interval.Refine(g.code, g.sorted, p.options)
+	number := len(t.codes)
+	t.codes = append(t.codes, tableCode{Code: code})
+	if !g.scaled {
+		t.contexts = append(t.contexts, context{first: uint16(p.bins[g.from].first), class: class, code: uint8(number)})
+		return
 	}
-	join := make([]coded[T], max(0, len(groups)-1)) // of each group with the next
-	for i := range join {
-		join[i] = p.join(&groups[i], &groups[i+1])
+	top := p.bins[g.to-1].first
+	for range top - p.bins[g.from].first {
+		code, _ = double(code)
+		t.codes = append(t.codes, tableCode{code, true})
 	}
-	for len(join) > 0 {
-		best, saved := -1, 0
-		for i := range join {
-			if x := groups[i].cost + groups[i+1].cost - join[i].cost; best < 0 || x > saved {
-				best, saved = i, x
-			}
-		}
-		if saved < 0 {
-			break
-		}
-		groups[best] = join[best]
-		groups, join = slices.Delete(groups, best+1, best+2), slices.Delete(join, best, best+1)
-		if best > 0 {
-			join[best-1] = p.join(&groups[best-1], &groups[best])
-		}
-		if best < len(join) {
-			join[best] = p.join(&groups[best], &groups[best+1])
-		}
+	for _, b := range p.bins[g.from:g.to] {
+		t.contexts = append(t.contexts, context{first: uint16(b.first), class: class, code: uint8(number + top - b.first)})
 	}
-	return groups
 }
 
-func (p *partition[T]) join(a, b *coded[T]) coded[T] {
-	g := coded[T]{from: a.from, to: b.to, sorted: slices.Concat(a.sorted, b.sorted)}
-	slices.Sort(g.sorted)
-	p.plan(&g)
-	return g
-}
-
-func (p *partition[T]) plan(g *coded[T]) {
-	g.code, g.cost = interval.Plan(g.sorted, codeOptions(p.width))
-}
-
-// countOrder returns the order of the exp-Golomb code for the number of events
-// in a chunk, of which the samples had events in words.
-func countOrder(events, words, chunk int) uint8 {
-	mean := uint64(events) * uint64(chunk) / uint64(words)
-	spread := mean / 8
-	for spread*spread < mean {
+// planCount returns the code for the number of events in a chunk, of which the
+// samples had events in words. Chunks differ by chance and because layers do.
+func planCount(events, words, chunk int) countCode {
+	c := countCode{mean: uint32(min(uint64(events)*uint64(chunk)/uint64(words), maxMean))}
+	spread := uint64(c.mean) / 8
+	for s := uint64(0); s*s < uint64(c.mean); s++ {
 		spread++
 	}
-	best, least := 0, -1
-	for k := range maxOrder + 1 {
+	least := -1
+	for k := range uint8(maxOrder + 1) {
 		bits := 0
-		for _, n := range []uint64{mean - min(mean, spread), mean, mean + spread} {
-			bits += bitio.GammaBits(n, uint(k))
+		for _, d := range []uint64{spread / 4, spread / 2, spread} {
+			bits += bitio.GammaBits(2*d, uint(k))
 		}
 		if least < 0 || bits < least {
-			best, least = k, bits
+			c.order, least = k, bits
 		}
 	}
-	return uint8(best)
+	return c
 }
 
 // chunkWords returns the least power of two of words whose code takes enough

@@ -147,21 +147,15 @@ func (b *bin[T]) valueCost(zeros, stride, scale int) int {
 const enoughValues = 1024
 
 // smooth returns the residuals for which a code is made, zeros of zero among
-// them, in ascending order. Few samples of a large tensor stand for many words:
-// those are as likely on the other side of zero, and fill the holes between the
-// samples, which would be exceptions.
+// them, in ascending order. Few samples of a large tensor stand for many words,
+// which are as likely on the other side of zero.
 func (b *bin[T]) smooth(zeros, scale int) []T {
 	if scale == 1 || len(b.values) >= enoughValues {
 		return append(make([]T, zeros, zeros+len(b.values)), b.values...)
 	}
-	out := make([]T, 2*zeros, 2*(zeros+len(b.values))+8*word.Size[T]()*4)
-	var far T
+	out := make([]T, 2*zeros, 2*(zeros+len(b.values)))
 	for _, v := range b.values {
 		out = append(out, v, -v)
-		far = max(far, min(v, -v))
-	}
-	for m := T(1); m <= far && m < 1<<(8*word.Size[T]()-2); m *= 2 {
-		out = append(out, m, -m, m+m/2, -m-m/2)
 	}
 	slices.Sort(out)
 	return out

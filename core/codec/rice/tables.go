@@ -7,13 +7,57 @@ import (
 	"github.com/tpde-project/tpde/core/codec/interval"
 	"github.com/tpde-project/tpde/core/dtype"
 	"github.com/tpde-project/tpde/core/status"
+	"github.com/tpde-project/tpde/core/word"
 )
 
 // gapClass is a class of which only the changed words are coded.
 type gapClass struct {
 	low   uint8 // plain low bits of a distance
-	order uint8 // of the code of the number of events in a chunk
-	coded bool  // events have values in the codes of their contexts, else a sign
+	count countCode
+	coded bool // events have values in the codes of their contexts, else a sign
+}
+
+// countCode codes how many events of a class a chunk has: an exp-Golomb code
+// of the distance from the mean.
+type countCode struct {
+	mean  uint32
+	order uint8
+}
+
+// meanOrder is the order of the code of a mean.
+const meanOrder = 6
+
+func (c countCode) put(w *bitio.Writer, n int) {
+	w.PutGamma(word.Zigzag(uint64(n)-uint64(c.mean)), uint(c.order))
+}
+
+// get reads a number of at most limit.
+func (c countCode) get(r *bitio.Reader, limit int) (n int, ok bool) {
+	z, ok := r.Gamma(uint(c.order))
+	n = int(uint64(c.mean) + word.Unzigzag(z))
+	return n, ok && n >= 0 && n <= limit
+}
+
+func (c countCode) appendTo(w *bitio.Writer) {
+	w.Put(uint64(c.order), 5)
+	w.PutGamma(uint64(c.mean), meanOrder)
+}
+
+func readCountCode(r *bitio.Reader) (c countCode, err error) {
+	c.order = uint8(r.Get(5))
+	mean, ok := r.Gamma(meanOrder)
+	if !ok || c.order > maxOrder || mean > maxMean {
+		return c, status.Errorf(status.ErrCorrupt, "rice counts have mean %d and parameter %d, expected at most %d and %d", mean, c.order, maxMean, maxOrder)
+	}
+	c.mean = uint32(mean)
+	return c, nil
+}
+
+// tableCode is an interval code. A doubled one is the code before it with all
+// intervals doubled.
+type tableCode struct {
+	interval.Code
+	doubled bool
 }
 
 // context is a run of keys, from first up to the next context.
@@ -31,8 +75,8 @@ type tables struct {
 	shift      uint
 	gaps       []gapClass
 	hasDense   bool
-	denseOrder uint8 // as gapClass.order
-	codes      []interval.Code
+	denseCount countCode
+	codes      []tableCode
 	contexts   []context // in ascending order; the first starts at key 0
 }
 
@@ -69,16 +113,21 @@ func (t *tables) marshal() []byte {
 	w.Put(uint64(len(t.gaps)), 3)
 	for _, g := range t.gaps {
 		w.Put(uint64(g.low), 5)
-		w.Put(uint64(g.order), 5)
 		w.Put(bit(g.coded), 1)
+		g.count.appendTo(&w)
 	}
 	w.Put(bit(t.hasDense), 1)
 	if t.hasDense {
-		w.Put(uint64(t.denseOrder), 5)
+		t.denseCount.appendTo(&w)
 	}
 	w.PutGamma(uint64(len(t.codes)), 0)
 	for i := range t.codes {
-		t.codes[i].AppendTo(&w)
+		if i > 0 {
+			w.Put(bit(t.codes[i].doubled), 1)
+		}
+		if !t.codes[i].doubled {
+			t.codes[i].AppendTo(&w)
+		}
 	}
 	w.Put(uint64(len(t.contexts)-1), 6)
 	for i, c := range t.contexts {
@@ -109,27 +158,40 @@ func parseTables(dt dtype.Type, data []byte) (*tables, error) {
 	}
 	t.gaps = make([]gapClass, r.Get(3))
 	for i := range t.gaps {
-		g := gapClass{low: uint8(r.Get(5)), order: uint8(r.Get(5)), coded: r.Get(1) != 0}
-		if g.low > maxLowBits || g.order > maxOrder {
-			return nil, status.Errorf(status.ErrCorrupt, "rice class %d has parameters %d and %d, expected at most %d and %d", i, g.low, g.order, maxLowBits, maxOrder)
+		g := gapClass{low: uint8(r.Get(5)), coded: r.Get(1) != 0}
+		if g.low > maxLowBits {
+			return nil, status.Errorf(status.ErrCorrupt, "rice class %d has %d low bits, expected at most %d", i, g.low, maxLowBits)
+		}
+		var err error
+		if g.count, err = readCountCode(r); err != nil {
+			return nil, err
 		}
 		t.gaps[i] = g
 	}
 	if t.hasDense = r.Get(1) != 0; t.hasDense {
-		if t.denseOrder = uint8(r.Get(5)); t.denseOrder > maxOrder {
-			return nil, status.Errorf(status.ErrCorrupt, "rice dense class has parameter %d, expected at most %d", t.denseOrder, maxOrder)
+		var err error
+		if t.denseCount, err = readCountCode(r); err != nil {
+			return nil, err
 		}
 	}
 	n, ok := r.Gamma(0)
 	if !ok || n > maxContexts {
 		return nil, status.Errorf(status.ErrCorrupt, "rice tables have %d interval codes, expected at most %d", n, maxContexts)
 	}
-	for range n {
+	for i := range int(n) {
+		if i > 0 && r.Get(1) != 0 {
+			c, ok := double(t.codes[i-1].Code)
+			if !ok {
+				return nil, status.Errorf(status.ErrCorrupt, "rice code %d cannot be doubled in %d bits", i-1, t.width)
+			}
+			t.codes = append(t.codes, tableCode{c, true})
+			continue
+		}
 		c, err := interval.Read(r, t.width)
 		if err != nil {
 			return nil, err
 		}
-		t.codes = append(t.codes, c)
+		t.codes = append(t.codes, tableCode{c, false})
 	}
 	if err := t.readContexts(r); err != nil {
 		return nil, err
