@@ -267,7 +267,7 @@ func (p *partition[T]) addContexts(t *tables, g *group[T], class uint8) {
 // samples had events in words. Chunks differ by chance and because layers do.
 func planCount(events, words, chunk int) countCode {
 	c := countCode{mean: uint32(min(uint64(events)*uint64(chunk)/uint64(words), maxMean))}
-	spread := uint64(c.mean) / 8
+	spread := uint64(c.mean) / 16
 	for s := uint64(0); s*s < uint64(c.mean); s++ {
 		spread++
 	}
