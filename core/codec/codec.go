@@ -35,7 +35,7 @@ const (
 	Raw    ID = 1
 	Zstd   ID = 2
 	Elias  ID = 3
-	Prefix ID = 4 // reserved
+	Prefix ID = 4
 	Rice   ID = 5
 )
 
@@ -90,15 +90,13 @@ type Decoder interface {
 	Decode(b Block, data []byte, deltas uint32) error
 }
 
-// Rebuilder is a Decoder that can also apply the bit residual itself, which
-// saves a pass where few words change.
+// Rebuilder is implemented by decoders that come upon the target itself, and
+// write it without going through residuals.
 type Rebuilder interface {
-	Decoder
-	// Rebuild sets dst to b.Base plus the residual that data holds, word by
-	// word. dst may be b.Base: then only changed words are written. b.Residual
-	// is not used. If Rebuild returns an error, dst is untouched. It promises
-	// otherwise what Decode does.
-	Rebuild(dst []byte, b Block, data []byte, deltas uint32) error
+	// Rebuild fills dst with base plus what Decode gives, modulo 2^W, under
+	// the rules of Decode. dst may be base itself; what it holds after an
+	// error is undefined.
+	Rebuild(dst, base, data []byte, deltas uint32) error
 }
 
 // Align is the alignment in bytes of every chunk in a blob.

@@ -237,8 +237,7 @@ func (r *Reader) decodeVerified(i int, dst, base []byte, buf *scratch) error {
 	}
 	b := buf.baseOf(base, 0, uint64(len(dst)), w)
 	if rebuilder, ok := r.dec.(codec.Rebuilder); ok && x.Residual == residual.Bit {
-		err := rebuilder.Rebuild(dst, codec.Block{Type: x.Type, Base: b}, data, x.Records[i].Deltas)
-		return status.InChunk(err, i)
+		return status.InChunk(rebuilder.Rebuild(dst, b, data, x.Records[i].Deltas), i)
 	}
 	res := resize(&buf.res, len(dst))
 	if err := r.dec.Decode(codec.Block{Type: x.Type, Base: b, Residual: res}, data, x.Records[i].Deltas); err != nil {

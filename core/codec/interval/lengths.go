@@ -64,18 +64,25 @@ func lengths(counts []int, limits []uint) (out []uint, ok bool) {
 	return out, space == 1<<MaxLength
 }
 
-// log2 returns the logarithm of v > 0 in 1/256 bit, rounded down.
+// log2 returns the logarithm of v > 0 in 1/256 bit, rounded down, by the nine
+// highest bits of v.
 func log2(v int) int {
 	n := bits.Len64(uint64(v)) - 1
-	x := uint64(v) << (63 - n) >> 32 // in [2^31, 2^32)
-	out := n
-	for range 8 { // squaring doubles the logarithm
-		x = x * x >> 31
-		out <<= 1
-		if x >= 1<<32 {
-			out++
-			x >>= 1
+	return n<<8 + int(fractions[uint64(v)<<(63-n)>>55&255])
+}
+
+// fractions holds 256 * log2(1 + i/256), rounded down.
+var fractions = func() (table [256]uint8) {
+	for i := range table {
+		x := uint64(256+i) << 23 // in [2^31, 2^32)
+		for range 8 {            // squaring doubles the logarithm
+			x = x * x >> 31
+			table[i] <<= 1
+			if x >= 1<<32 {
+				table[i]++
+				x >>= 1
+			}
 		}
 	}
-	return out
-}
+	return table
+}()

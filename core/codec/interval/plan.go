@@ -2,7 +2,6 @@ package interval
 
 import (
 	"slices"
-	"sort"
 
 	"github.com/tpde-project/tpde/core/word"
 )
@@ -23,8 +22,14 @@ type Options struct {
 const symbolCost = 12 * CostUnit
 
 // Plan returns the code that is cheapest for the words of sorted, which are in
-// ascending order, and the cost of sorted and the code. Without words it
-// returns a code of the whole ring.
+// ascending order, and the cost of sorted and the code.
+func Plan[T word.Word](sorted []T, o Options) (Code, int) {
+	h := HistogramOf(sorted)
+	return h.Code(o), h.Cost(o)
+}
+
+// Code returns the code that is cheapest for the words of h; of no words, a
+// code of the whole ring.
 //
 // Intervals are nodes of the binary tree over the ring, chosen from the leaves
 // up: a node is one interval, or its two halves are served as well as they can
@@ -32,20 +37,16 @@ const symbolCost = 12 * CostUnit
 // frequency of its interval says, but never above MaxLength: a rare interval
 // has the longest code, and takes the code space that it does not deserve from
 // all others. Package-merge then finds the lengths.
-func Plan[T word.Word](sorted []T, o Options) (Code, int) {
-	width := uint(8 * word.Size[T]())
-	if len(sorted) == 0 {
-		return Code{width, ring(width)}, 0
-	}
-	p := planner[T]{words: sorted, o: o}
-	for {
-		p.picked = p.picked[:0]
-		if cost := p.node(0, len(sorted), 0, width); len(p.picked) <= o.MaxSymbols {
-			return p.code(width), cost
-		}
-		// Too many: make intervals dearer, which joins neighbours.
-		p.surcharge += max(p.surcharge, len(sorted)*CostUnit/1024, symbolCost)
-	}
+func (h Histogram[T]) Code(o Options) Code {
+	p := planner[T]{h: h, o: o}
+	p.pick()
+	return p.code(uint(8 * word.Size[T]()))
+}
+
+// Cost returns about what the words of h cost in their code, and the code.
+func (h Histogram[T]) Cost(o Options) int {
+	p := planner[T]{h: h, o: o}
+	return p.pick()
 }
 
 // ring is a code that covers every word.
@@ -57,7 +58,8 @@ func ring(width uint) []Symbol {
 }
 
 type planner[T word.Word] struct {
-	words     []T
+	h         Histogram[T]
+	total     int // words of h
 	o         Options
 	surcharge int
 	picked    []pick // intervals of the nodes that are settled, in ascending order
@@ -69,10 +71,23 @@ type pick struct {
 	count int
 }
 
-// node settles the words [lo, hi), which are those of the ring in [base,
+// pick chooses the intervals and returns the cost.
+func (p *planner[T]) pick() int {
+	p.total = p.h.Words()
+	for {
+		p.picked = p.picked[:0]
+		if cost := p.node(0, len(p.h.values), 0, uint(8*word.Size[T]())); len(p.picked) <= p.o.MaxSymbols {
+			return cost
+		}
+		// Too many: make intervals dearer, which joins neighbours.
+		p.surcharge += max(p.surcharge/2, symbolCost/4)
+	}
+}
+
+// node settles the values [lo, hi), which are those of the ring in [base,
 // base + 2^raw): it appends the intervals to picked and returns the cost.
 func (p *planner[T]) node(lo, hi int, base uint64, raw uint) int {
-	count := hi - lo
+	count := p.h.before(hi) - p.h.before(lo)
 	if count == 0 {
 		return 0
 	}
@@ -83,7 +98,7 @@ func (p *planner[T]) node(lo, hi int, base uint64, raw uint) int {
 	best := escape
 	if raw > 0 && (leaf < 0 || count*int(raw)*CostUnit > p.penalty(0)) {
 		middle := base + 1<<(raw-1)
-		at := lo + sort.Search(count, func(i int) bool { return uint64(p.words[lo+i]) >= middle })
+		at := p.h.search(lo, hi, middle)
 		halves := p.node(lo, at, base, raw-1) + p.node(at, hi, middle, raw-1)
 		best = min(best, halves)
 		if best < escape && (leaf < 0 || halves < leaf) {
@@ -105,7 +120,7 @@ func (p *planner[T]) leaf(count int, raw uint) int {
 		return -1
 	}
 	longest := min(p.o.MaxLength, p.o.MaxTotal-raw)
-	bits := log2(len(p.words)) - log2(count)
+	bits := log2(p.total) - log2(count)
 	if limit := int(longest) * CostUnit; bits > limit {
 		return count*(limit+int(raw)*CostUnit) + p.stolen(count, longest) + symbolCost + p.surcharge
 	}
@@ -116,7 +131,7 @@ func (p *planner[T]) leaf(count int, raw uint) int {
 // that count of all words deserve less of: the logarithm of a little more room.
 func (p *planner[T]) stolen(count int, length uint) int {
 	const perNat = 369 // CostUnit * log2(e)
-	return max(0, len(p.words)>>length-count) * perNat
+	return max(0, p.total>>length-count) * perNat
 }
 
 // penalty is the least that another interval costs.

@@ -1,6 +1,8 @@
 package prefix
 
 import (
+	"slices"
+
 	"github.com/tpde-project/tpde/core/codec"
 	"github.com/tpde-project/tpde/core/codec/interval"
 	"github.com/tpde-project/tpde/core/dtype"
@@ -13,7 +15,7 @@ const (
 	escapeBits = 36 // that an exception costs, with what stands in for it
 	// fineBits is how many bits of the mantissa tell contexts apart, before
 	// neighbours that are served as well by one code are joined.
-	fineBits = 1
+	fineBits = 2
 	// minSamples is how many samples a context needs of its own.
 	minSamples = 384
 )
@@ -31,37 +33,24 @@ func planTables[T word.Word, P part](dt dtype.Type, samples []codec.Block, level
 	}
 	runs := gather[T, P](&t, samples)
 	o := interval.Options{MaxLength: codeBits, MaxTotal: totalBits, MaxSymbols: interval.MaxSymbols, Escape: escapeBits}
-	merged := merge(runs, o, contextCost(runs))
+	merged := merge(runs, o)
+	cost, words := 0, 0
 	for i, r := range merged {
 		if i > 0 {
 			t.contexts.starts = append(t.contexts.starts, r.start)
 		}
-		t.codes = append(t.codes, r.code)
+		t.codes = append(t.codes, r.words.Code(o))
+		cost += r.cost
+		words += r.words.Words()
 	}
 	t.finish()
-	cost, words := 0, 0
-	for _, r := range merged {
-		cost += r.cost
-		words += len(r.words)
-	}
 	return t, chunkWords(cost/interval.CostUnit+int(l.codeShift)*words, words, level)
-}
-
-// contextCost is what a further context must save: the room of its decoding
-// table in caches is worth a ten thousandth of the whole.
-func contextCost[P part](runs []run[P]) int {
-	words := 0
-	for _, r := range runs {
-		words += len(r.words)
-	}
-	return words / 10000 * 4 * interval.CostUnit
 }
 
 // run is a run of keys that share a context.
 type run[P part] struct {
 	start uint16 // first key
-	words []P    // residuals, ascending
-	code  interval.Code
+	words interval.Histogram[P]
 	cost  int
 }
 
@@ -89,18 +78,26 @@ func gather[T word.Word, P part](t *tables, samples []codec.Block) []run[P] {
 	pairs = radixSort(pairs, pairs[total:2*total])
 
 	words := make([]P, total)
-	runs := []run[P]{{}}
-	first := 0
 	for i, x := range pairs {
 		words[i] = P(x)
-		if key := uint16(x >> 16); i > 0 && key != uint16(pairs[i-1]>>16) && i-first >= minSamples && len(pairs)-i >= minSamples {
-			runs[len(runs)-1].words = words[first:i]
-			// The keys between two that occur go with the upper one.
-			runs = append(runs, run[P]{start: uint16(pairs[i-1]>>16) + 1})
-			first = i
-		}
 	}
-	runs[len(runs)-1].words = words[first:]
+	var runs []run[P]
+	first, start := 0, uint16(0)
+	for i := range pairs {
+		last := i+1 == len(pairs)
+		if !last && (pairs[i]>>16 == pairs[i+1]>>16 || i+1-first < minSamples || len(pairs)-i-1 < minSamples) {
+			continue
+		}
+		key := uint16(pairs[i] >> 16)
+		if uint16(pairs[first]>>16) != key {
+			slices.Sort(words[first : i+1]) // they are in order within each key only
+		}
+		runs = append(runs, run[P]{start: start, words: interval.HistogramOf(words[first : i+1])})
+		first, start = i+1, key+1 // keys between two that occur go with the upper one
+	}
+	if runs == nil {
+		runs = make([]run[P], 1)
+	}
 	return runs
 }
 
@@ -128,17 +125,19 @@ func radixSort(values, spare []uint32) []uint32 {
 	return values
 }
 
-// merge gives every run a code and joins neighbours as long as a join costs
-// less than penalty, the cheapest first, and as there are too many.
-func merge[P part](runs []run[P], o interval.Options, penalty int) []run[P] {
-	plan := func(r *run[P]) { r.code, r.cost = interval.Plan(r.words, o) }
-	join := func(a, b run[P]) run[P] {
-		r := run[P]{start: a.start, words: mergeSorted(a.words, b.words)}
-		plan(&r)
-		return r
-	}
+// merge joins neighbours that one code serves nearly as well as two, the
+// cheapest join first, and as long as there are too many.
+func merge[P part](runs []run[P], o interval.Options) []run[P] {
+	total := 0
 	for i := range runs {
-		plan(&runs[i])
+		runs[i].cost = runs[i].words.Cost(o)
+		total += runs[i].words.Words()
+	}
+	// What a context must save: its decoding table takes room in caches.
+	worth := total / 100000 * interval.CostUnit
+	join := func(a, b run[P]) run[P] {
+		words := a.words.Add(b.words)
+		return run[P]{a.start, words, words.Cost(o)}
 	}
 	joined := make([]run[P], max(len(runs)-1, 0)) // of each run and the next
 	for i := range joined {
@@ -151,7 +150,7 @@ func merge[P part](runs []run[P], o interval.Options, penalty int) []run[P] {
 				best, least = i, loss
 			}
 		}
-		if least > penalty && len(runs) <= maxContexts && len(runs)<<codeBits <= maxTable {
+		if least > worth && len(runs) <= maxContexts && len(runs)<<codeBits <= maxTable {
 			break
 		}
 		runs[best] = joined[best]
@@ -167,18 +166,6 @@ func merge[P part](runs []run[P], o interval.Options, penalty int) []run[P] {
 	return runs
 }
 
-func mergeSorted[P part](a, b []P) []P {
-	out := make([]P, 0, len(a)+len(b))
-	for len(a) > 0 && len(b) > 0 {
-		if a[0] <= b[0] {
-			out, a = append(out, a[0]), a[1:]
-		} else {
-			out, b = append(out, b[0]), b[1:]
-		}
-	}
-	return append(append(out, a...), b...)
-}
-
 // chunkWords returns how many words a chunk should have. What a chunk costs is
 // some 40 bytes, most of it the lane table; a GPU decodes a chunk with one
 // warp, and needs thousands of them to be busy.
@@ -189,5 +176,5 @@ func chunkWords(_, _ int, level codec.Level) int {
 	case codec.LevelSmall:
 		return 32768
 	}
-	return 8192
+	return 12288
 }

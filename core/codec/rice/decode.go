@@ -58,15 +58,15 @@ func (d *decoder[T]) Decode(b codec.Block, data []byte, deltas uint32) error {
 	return nil
 }
 
-// Rebuild implements codec.Rebuilder.
-func (d *decoder[T]) Rebuild(dst []byte, b codec.Block, data []byte, deltas uint32) error {
+// Rebuild implements codec.Rebuilder. In place, it writes changed words only.
+func (d *decoder[T]) Rebuild(dst, base, data []byte, deltas uint32) error {
 	s := d.pool.Get().(*decodeState[T])
 	defer d.pool.Put(s)
-	if err := d.read(word.View[T](b.Base), data, deltas, s); err != nil {
+	if err := d.read(word.View[T](base), data, deltas, s); err != nil {
 		return err
 	}
-	if len(dst) > 0 && &dst[0] != &b.Base[0] {
-		copy(dst, b.Base)
+	if len(dst) > 0 && &dst[0] != &base[0] {
+		copy(dst, base)
 	}
 	s.patch(word.View[T](dst))
 	return nil

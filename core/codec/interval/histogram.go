@@ -1,0 +1,66 @@
+package interval
+
+import (
+	"sort"
+
+	"github.com/tpde-project/tpde/core/word"
+)
+
+// Histogram counts residual words.
+type Histogram[T word.Word] struct {
+	values []T   // that occur, ascending
+	upto   []int // words up to and with each value
+}
+
+// HistogramOf counts words that are in ascending order.
+func HistogramOf[T word.Word](sorted []T) Histogram[T] {
+	var h Histogram[T]
+	for i, v := range sorted {
+		if i+1 == len(sorted) || sorted[i+1] != v {
+			h.values = append(h.values, v)
+			h.upto = append(h.upto, i+1)
+		}
+	}
+	return h
+}
+
+// Words returns the number of words.
+func (h Histogram[T]) Words() int { return h.before(len(h.values)) }
+
+// before returns the number of words with the first i values.
+func (h Histogram[T]) before(i int) int {
+	if i == 0 {
+		return 0
+	}
+	return h.upto[i-1]
+}
+
+// search returns the number of values from lo up to hi, counted from 0, that
+// are below limit.
+func (h Histogram[T]) search(lo, hi int, limit uint64) int {
+	return lo + sort.Search(hi-lo, func(i int) bool { return uint64(h.values[lo+i]) >= limit })
+}
+
+// Add returns the histogram of the words of both.
+func (h Histogram[T]) Add(o Histogram[T]) Histogram[T] {
+	n := len(h.values) + len(o.values)
+	sum := Histogram[T]{make([]T, 0, n), make([]int, 0, n)}
+	for i, k := 0, 0; i < len(h.values) || k < len(o.values); {
+		var v T
+		switch {
+		case k == len(o.values) || i < len(h.values) && h.values[i] < o.values[k]:
+			v = h.values[i]
+			i++
+		case i == len(h.values) || o.values[k] < h.values[i]:
+			v = o.values[k]
+			k++
+		default:
+			v = h.values[i]
+			i++
+			k++
+		}
+		sum.values = append(sum.values, v)
+		sum.upto = append(sum.upto, h.before(i)+o.before(k))
+	}
+	return sum
+}
