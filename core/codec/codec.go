@@ -36,7 +36,7 @@ const (
 	Zstd   ID = 2
 	Elias  ID = 3
 	Prefix ID = 4
-	Rice   ID = 5 // reserved
+	Rice   ID = 5
 )
 
 // Block is the words of one chunk. Base and Residual have the same length, a
