@@ -54,75 +54,82 @@ type run[P part] struct {
 	cost  int
 }
 
-// gather sorts the residuals of the samples by key and value, and cuts them
-// into runs of keys that have enough of them.
+// gather sorts the residuals of the samples by key, cuts them into runs of keys
+// that have enough of them, and counts those of each run.
 func gather[T word.Word, P part](t *tables, samples []codec.Block) []run[P] {
 	l := &t.layout
 	total := 0
 	for _, s := range samples {
 		total += s.Words()
 	}
-	pairs := make([]uint32, 0, 2*total) // key above residual; the other half is for sorting
-	mask := T(1)<<l.keyBits - 1
+	if total == 0 {
+		return make([]run[P], 1)
+	}
+	keys, words := make([]uint16, 0, total), make([]P, 0, total)
+	starts := make([]int, t.contexts.keys(l)+1) // of each key's words in sorted
+	mask, shift, down := T(1)<<l.keyBits-1, t.contexts.shift, l.codeShift
 	for _, s := range samples {
 		base, res := word.View[T](s.Base), word.View[T](s.Residual)
 		for i, v := range res {
-			b := base[i] >> l.codeShift
-			r := P((base[i]+v)>>l.codeShift) - P(b)
+			b := base[i] >> down
+			r := P((base[i]+v)>>down) - P(b)
 			if l.signed {
 				r = P(v)
 			}
-			pairs = append(pairs, uint32(b&mask>>t.contexts.shift)<<16|uint32(r))
+			key := uint16(b & mask >> shift)
+			keys, words = append(keys, key), append(words, r)
+			starts[key+1]++
 		}
 	}
-	pairs = radixSort(pairs, pairs[total:2*total])
-
-	words := make([]P, total)
-	for i, x := range pairs {
-		words[i] = P(x)
+	for i := range starts[1:] {
+		starts[i+1] += starts[i]
+	}
+	sorted, spare := make([]P, total), make([]P, total)
+	next := slices.Clone(starts)
+	for i, key := range keys {
+		sorted[next[key]] = words[i]
+		next[key]++
 	}
 	var runs []run[P]
-	first, start := 0, uint16(0)
-	for i := range pairs {
-		last := i+1 == len(pairs)
-		if !last && (pairs[i]>>16 == pairs[i+1]>>16 || i+1-first < minSamples || len(pairs)-i-1 < minSamples) {
-			continue
+	first, start := 0, 0
+	for key := range len(starts) - 1 {
+		// The keys between two that occur go with the upper one.
+		if end := starts[key+1]; end == total || end-first >= minSamples && end > starts[key] && total-end >= minSamples {
+			words := sortWords(sorted[first:end], spare[first:end])
+			runs = append(runs, run[P]{start: uint16(start), words: interval.HistogramOf(words)})
+			if first, start = end, key+1; end == total {
+				break
+			}
 		}
-		key := uint16(pairs[i] >> 16)
-		if uint16(pairs[first]>>16) != key {
-			slices.Sort(words[first : i+1]) // they are in order within each key only
-		}
-		runs = append(runs, run[P]{start: start, words: interval.HistogramOf(words[first : i+1])})
-		first, start = i+1, key+1 // keys between two that occur go with the upper one
-	}
-	if runs == nil {
-		runs = make([]run[P], 1)
 	}
 	return runs
 }
 
-// radixSort sorts values below 2^28 in ascending order, using spare of the same
-// length, and returns where they are then.
-func radixSort(values, spare []uint32) []uint32 {
-	const digit = 10
-	for shift := uint(0); shift < 28; shift += digit {
-		var starts [1 << digit]int
-		for _, v := range values {
-			starts[v>>shift&(1<<digit-1)]++
+// sortWords sorts words in ascending order, using spare of the same length, and
+// returns where they are then.
+func sortWords[P part](words, spare []P) []P {
+	if len(words) < 256 {
+		slices.Sort(words)
+		return words
+	}
+	for shift := uint(0); shift < uint(8*word.Size[P]()); shift += 8 {
+		var starts [256]int
+		for _, v := range words {
+			starts[v>>shift&255]++
 		}
 		sum := 0
 		for i, n := range starts {
 			starts[i] = sum
 			sum += n
 		}
-		for _, v := range values {
-			d := v >> shift & (1<<digit - 1)
+		for _, v := range words {
+			d := v >> shift & 255
 			spare[starts[d]] = v
 			starts[d]++
 		}
-		values, spare = spare, values
+		words, spare = spare, words
 	}
-	return values
+	return words
 }
 
 // merge joins neighbours that one code serves nearly as well as two, the
