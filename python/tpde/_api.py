@@ -77,7 +77,7 @@ def pack(
         `tpde._sources` for the rules). base None codes everything against nothing.
     out: path of the delta file, written under a temporary name and renamed. None returns the delta as a dict of
         tensors, which `unpack`, `verify` and `inspect` accept; it goes through a file in Python's temporary folder.
-    codec: "auto" picks the smallest per tensor by trial, or "raw", "zstd", "elias".
+    codec: "auto" picks the smallest per tensor by trial, or "raw", "zstd", "elias", "prefix", "rice".
     residual: "bit" (difference of the bit patterns) or "add" (a float to add; float dtypes only).
     level: "default", "fast" or "small".
     workers: cores to use, 0 for all. The result does not depend on it.
