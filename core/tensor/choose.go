@@ -4,7 +4,6 @@ import (
 	"github.com/tpde-project/tpde/core/codec"
 	_ "github.com/tpde-project/tpde/core/codec/all" // registers the codecs
 	"github.com/tpde-project/tpde/core/residual"
-	"github.com/tpde-project/tpde/core/word"
 )
 
 // A codec is planned from a quarter of a tensor's words, but no less than 64 Ki
@@ -30,7 +29,9 @@ var tried = []codec.ID{codec.Raw, codec.Zstd, codec.Rice, codec.Prefix}
 // chooseEncoder plans the codec that the user asked for or, for codec.Auto,
 // the one that is smallest in a trial.
 func chooseEncoder(s source, o Options) (codec.Encoder, codec.ID, error) {
-	all := sample(s)
+	room := getScratch()
+	defer putScratch(room)
+	all := sample(s, room)
 	id := o.Codec
 	if id == codec.Auto {
 		var err error
@@ -49,7 +50,9 @@ func chooseEncoder(s source, o Options) (codec.Encoder, codec.ID, error) {
 // if that is nearly as small as rice: it packs and unpacks densely changed
 // tensors several times faster. Ties go to the one that is tried first.
 func choose(s source, all codec.Block, o Options) (codec.ID, error) {
-	trial := thin(all)
+	room := getScratch()
+	defer putScratch(room)
+	trial := thin(all, room)
 	changed := residual.CountChanged(trial.Residual, s.desc.Type.WordBytes())
 	// A code for every word takes a bit of it, which is more than rice needs for
 	// few changes. Of many changes in many words rice makes no less than prefix.
@@ -105,8 +108,9 @@ func trialSize(s source, trial codec.Block, id codec.ID, o Options) (int, error)
 	return size, nil
 }
 
-// thin returns the first part of each run of a sample, one behind the other.
-func thin(all codec.Block) codec.Block {
+// thin returns the first part of each run of a sample, one behind the other, in
+// room.
+func thin(all codec.Block, room *scratch) codec.Block {
 	w := all.Type.WordBytes()
 	words := all.Words()
 	keep := max(words/trialShare, minTrialWords)
@@ -114,8 +118,7 @@ func thin(all codec.Block) codec.Block {
 		return all
 	}
 	out := codec.Block{Type: all.Type}
-	out.Base = word.Bytes(make([]uint64, (keep*w+7)/8))[:0]
-	out.Residual = word.Bytes(make([]uint64, (keep*w+7)/8))[:0]
+	out.Base, out.Residual = resize(&room.base, keep*w)[:0], resize(&room.res, keep*w)[:0]
 	for _, r := range runs(all) {
 		n := min(keep/sampleRuns*w, len(r.Residual))
 		out.Base = append(out.Base, r.Base[:n]...)
@@ -124,8 +127,8 @@ func thin(all codec.Block) codec.Block {
 	return out
 }
 
-// sample returns the sampled runs, one behind the other, as one block.
-func sample(s source) codec.Block {
+// sample returns the sampled runs, one behind the other, as one block in room.
+func sample(s source, room *scratch) codec.Block {
 	w := uint64(s.desc.Type.WordBytes())
 	size := uint64(len(s.target))
 	run := min(max(size/w/sampleShare, minSampleWords), maxSampleWords) / sampleRuns * w
@@ -138,8 +141,8 @@ func sample(s source) codec.Block {
 		run = size
 	}
 	all := codec.Block{Type: s.desc.Type}
-	all.Base = word.Bytes(make([]uint64, (uint64(len(starts))*run+7)/8))[:0]
-	all.Residual = word.Bytes(make([]uint64, (uint64(len(starts))*run+7)/8))[:0]
+	total := len(starts) * int(run)
+	all.Base, all.Residual = resize(&room.base, total)[:0], resize(&room.res, total)[:0]
 	buf := getScratch()
 	defer putScratch(buf)
 	for _, from := range starts {

@@ -2,6 +2,7 @@ package prefix
 
 import (
 	"slices"
+	"sync"
 
 	"github.com/tpde-project/tpde/core/codec"
 	"github.com/tpde-project/tpde/core/codec/interval"
@@ -54,6 +55,10 @@ type run[P part] struct {
 	cost  int
 }
 
+// rooms are what gather works in: planning is much of the work of a small
+// tensor, and garbage would be much of planning.
+var rooms = sync.Pool{New: func() any { return new([]uint16) }}
+
 // gather sorts the residuals of the samples by key, cuts them into runs of keys
 // that have enough of them, and counts those of each run.
 func gather[T word.Word, P part](t *tables, samples []codec.Block) []run[P] {
@@ -65,7 +70,14 @@ func gather[T word.Word, P part](t *tables, samples []codec.Block) []run[P] {
 	if total == 0 {
 		return make([]run[P], 1)
 	}
-	keys, words := make([]uint16, 0, total), make([]P, 0, total)
+	room := rooms.Get().(*[]uint16)
+	defer rooms.Put(room)
+	if cap(*room) < 4*total {
+		*room = make([]uint16, 4*total)
+	}
+	part := func(i int) []P { return word.View[P](word.Bytes((*room)[i*total : (i+1)*total]))[:total] }
+	keys, words, sorted, spare := (*room)[:total], part(1), part(2), part(3)
+	at := 0
 	starts := make([]int, t.contexts.keys(l)+1) // of each key's words in sorted
 	mask, shift, down := T(1)<<l.keyBits-1, t.contexts.shift, l.codeShift
 	for _, s := range samples {
@@ -77,14 +89,14 @@ func gather[T word.Word, P part](t *tables, samples []codec.Block) []run[P] {
 				r = P(v)
 			}
 			key := uint16(b & mask >> shift)
-			keys, words = append(keys, key), append(words, r)
+			keys[at], words[at] = key, r
+			at++
 			starts[key+1]++
 		}
 	}
 	for i := range starts[1:] {
 		starts[i+1] += starts[i]
 	}
-	sorted, spare := make([]P, total), make([]P, total)
 	next := slices.Clone(starts)
 	for i, key := range keys {
 		sorted[next[key]] = words[i]
