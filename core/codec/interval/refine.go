@@ -2,7 +2,6 @@ package interval
 
 import (
 	"slices"
-	"sort"
 
 	"github.com/tpde-project/tpde/core/word"
 )
@@ -11,14 +10,12 @@ import (
 // many codes come close to what frequencies ask for in any case.
 const refineSymbols = 24
 
-// Refine returns a code for the words of sorted that is no dearer than c, and
-// its cost. Plan takes it that a code may have a fraction of a bit; Refine goes
+// Refine returns a code for the words of h that is no dearer than c. Code takes it that a code may have a fraction of a bit; Refine goes
 // by what whole bits cost, and divides, joins and drops intervals as long as
 // that saves anything.
-func Refine[T word.Word](c Code, sorted []T, o Options) (Code, int) {
-	r := newRefiner(&c, sorted, o)
-	before := r.cost(r.parts)
-	cost := before
+func (h Histogram[T]) Refine(c Code, o Options) Code {
+	r := newRefiner(&c, h, o)
+	cost := r.cost(r.parts)
 	for {
 		best := cost
 		var parts []part
@@ -35,21 +32,21 @@ func Refine[T word.Word](c Code, sorted []T, o Options) (Code, int) {
 	counts, limits := make([]int, len(r.parts)), make([]uint, len(r.parts))
 	out := Code{Width: c.Width, Symbols: make([]Symbol, len(r.parts))}
 	for i, x := range r.parts {
-		counts[i], limits[i] = x.hi-x.lo, min(o.MaxLength, o.MaxTotal-x.raw)
+		counts[i], limits[i] = r.count(x), min(o.MaxLength, o.MaxTotal-x.raw)
 		out.Symbols[i] = Symbol{Base: x.base, Raw: uint8(x.raw)}
 	}
 	found, ok := lengths(counts, limits)
 	if !ok {
-		return c, before
+		return c
 	}
 	for i := range found {
 		out.Symbols[i].Length = uint8(found[i])
 	}
 	out.assign()
-	return out, cost
+	return out
 }
 
-// part is an interval, and which of the sorted words it holds.
+// part is an interval, and which of the values it holds.
 type part struct {
 	base   uint64
 	raw    uint
@@ -57,30 +54,36 @@ type part struct {
 }
 
 type refiner[T word.Word] struct {
-	words   []T
+	h       Histogram[T]
 	o       Options
 	parts   []part // in ascending order of base
 	scratch []part
 	weights []int
 }
 
-func newRefiner[T word.Word](c *Code, sorted []T, o Options) *refiner[T] {
-	r := &refiner[T]{words: sorted, o: o}
+func newRefiner[T word.Word](c *Code, h Histogram[T], o Options) *refiner[T] {
+	r := &refiner[T]{h: h, o: o}
 	for _, s := range c.Symbols {
-		lo := sort.Search(len(sorted), func(i int) bool { return uint64(sorted[i]) >= s.Base })
-		hi := sort.Search(len(sorted), func(i int) bool { return uint64(sorted[i]) > s.Base+(1<<s.Raw-1) })
+		lo := h.search(0, len(h.values), s.Base)
+		hi := len(h.values)
+		if end := s.Base + 1<<s.Raw; end != 0 { // 0 stands for 2^64
+			hi = h.search(lo, hi, end)
+		}
 		r.parts = append(r.parts, part{s.Base, uint(s.Raw), lo, hi})
 	}
 	return r
 }
 
+// count returns the number of words of a part.
+func (r *refiner[T]) count(x part) int { return r.h.before(x.hi) - r.h.before(x.lo) }
+
 // cost returns what the words and the code cost with the best whole lengths.
 func (r *refiner[T]) cost(parts []part) int {
-	left := len(r.words)
+	left := r.h.Words()
 	bits := 0
 	r.weights = r.weights[:0]
 	for _, x := range parts {
-		n := x.hi - x.lo
+		n := r.count(x)
 		left -= n
 		bits += n * int(x.raw)
 		r.weights = append(r.weights, n)
@@ -98,7 +101,7 @@ func (r *refiner[T]) moves(try func([]part)) {
 	for i, x := range r.parts {
 		if x.raw > 0 && len(r.parts) < min(refineSymbols, r.o.MaxSymbols) {
 			middle := x.base + 1<<(x.raw-1)
-			at := x.lo + sort.Search(x.hi-x.lo, func(i int) bool { return uint64(r.words[x.lo+i]) >= middle })
+			at := r.h.search(x.lo, x.hi, middle)
 			low, high := part{x.base, x.raw - 1, x.lo, at}, part{middle, x.raw - 1, at, x.hi}
 			switch {
 			case at == x.hi:
@@ -118,7 +121,7 @@ func (r *refiner[T]) moves(try func([]part)) {
 	}
 	// The rarest: one alone may save nothing where two do.
 	order := slices.Clone(r.parts)
-	slices.SortStableFunc(order, func(a, b part) int { return (a.hi - a.lo) - (b.hi - b.lo) })
+	slices.SortStableFunc(order, func(a, b part) int { return r.count(a) - r.count(b) })
 	rest := slices.Clone(r.parts)
 	for _, x := range order[:max(0, min(4, len(order)-1))] {
 		rest = slices.Delete(rest, slices.Index(rest, x), slices.Index(rest, x)+1)

@@ -23,9 +23,8 @@ const maxDoubled = 12
 type group[T word.Word] struct {
 	from, to int
 	scaled   bool
-	sorted   []T // residuals; in units of the highest bin, if scaled
-	extra    int // cost of what that leaves out
-	code     interval.Code
+	words    interval.Histogram[T] // residuals; in units of the highest bin, if scaled
+	extra    int                   // cost of what that leaves out
 	cost     int
 }
 
@@ -38,7 +37,7 @@ func (p *partition[T]) groups(s segment) []group[T] {
 		if s.isDense {
 			zeros = (p.bins[i].words - p.bins[i].changed) / p.stride
 		}
-		g := group[T]{from: i, to: i + 1, sorted: p.bins[i].smooth(zeros, p.scale)}
+		g := group[T]{from: i, to: i + 1, words: interval.HistogramOf(p.bins[i].smooth(zeros, p.scale))}
 		p.plan(&g)
 		groups = append(groups, g)
 	}
@@ -73,8 +72,7 @@ func (p *partition[T]) groups(s segment) []group[T] {
 func (p *partition[T]) join(a, b *group[T]) group[T] {
 	best := group[T]{cost: int(^uint(0) >> 2)}
 	if !a.scaled && !b.scaled {
-		g := group[T]{from: a.from, to: b.to, sorted: slices.Concat(a.sorted, b.sorted)}
-		slices.Sort(g.sorted)
+		g := group[T]{from: a.from, to: b.to, words: a.words.Add(b.words)}
 		p.plan(&g)
 		best = g
 	}
@@ -91,38 +89,21 @@ func (p *partition[T]) join(a, b *group[T]) group[T] {
 func (p *partition[T]) joinScaled(a, b *group[T]) (g group[T], ok bool) {
 	isScaled := func(g *group[T]) bool { return g.scaled || g.to == g.from+1 }
 	span := p.bins[b.to-1].first - p.bins[a.from].first
-	if !p.scales || !isScaled(a) || !isScaled(b) || span > maxDoubled {
+	if !p.scales || !isScaled(a) || !isScaled(b) || span > min(maxDoubled, int(p.width)-4) {
 		return g, false
 	}
 	d := uint(p.bins[b.to-1].first - p.bins[a.to-1].first)
-	g = group[T]{from: a.from, to: b.to, scaled: true, extra: a.extra + b.extra + len(a.sorted)*int(d)*costUnit}
 	// What doubling would take out of the ring cannot be in the code.
 	limit := T(1) << (p.width - 2 - uint(span))
-	keep := func(v T) {
-		if v+limit < 2*limit {
-			g.sorted = append(g.sorted, v)
-		} else {
-			g.extra += int(exceptionBits(p.width)) * costUnit
-		}
-	}
-	for _, v := range a.sorted {
-		keep(floor(v, d))
-	}
-	for _, v := range b.sorted {
-		keep(v)
-	}
-	slices.Sort(g.sorted)
-	return g, len(g.sorted) > 0
-}
-
-// floor divides a two's complement word by 2^d.
-func floor[T word.Word](v T, d uint) T {
-	sign := -(v >> (8*word.Size[T]() - 1))
-	return (v^sign)>>d ^ sign
+	high, left := b.words.Floor(0, limit)
+	low, more := a.words.Floor(d, limit)
+	g = group[T]{from: a.from, to: b.to, scaled: true, words: low.Add(high)}
+	g.extra = a.extra + b.extra + (a.words.Words()*int(d)+(left+more)*int(exceptionBits(p.width)))*costUnit
+	return g, g.words.Words() > 0
 }
 
 func (p *partition[T]) plan(g *group[T]) {
-	g.code, g.cost = interval.Plan(g.sorted, p.options)
+	g.cost = g.words.Cost(p.options)
 	contexts := 1
 	if g.scaled {
 		contexts = g.to - g.from

@@ -246,7 +246,7 @@ func (p *partition[T]) apply(t *tables, segments []segment) (events [classes]int
 
 // addContexts appends the contexts and codes of a group.
 func (p *partition[T]) addContexts(t *tables, g *group[T], class uint8) {
-	code, _ := interval.Refine(g.code, g.sorted, p.options)
+	code := g.words.Refine(g.words.Code(p.options), p.options)
 	number := len(t.codes)
 	t.codes = append(t.codes, tableCode{Code: code})
 	if !g.scaled {

@@ -13,7 +13,7 @@ const (
 	// maxBins bounds the work of the planner, and the contexts that it makes.
 	maxBins = 48
 	// maxValues is about how many changed words are looked at for their values.
-	maxValues = 32 << 10
+	maxValues = 16 << 10
 	// bucketsPerOctave is the resolution of the value histograms.
 	bucketsPerOctave = 4
 	buckets          = 2 * 64 * bucketsPerOctave // of either sign
