@@ -14,9 +14,10 @@ const (
 	codeBits   = 8  // of the longest code
 	totalBits  = 16 // of a code with its plain bits: two words to a refill of 32 bits on a GPU
 	escapeBits = 36 // that an exception costs, with what stands in for it
-	// fineBits is how many bits of the mantissa tell contexts apart, before
-	// neighbours that are served as well by one code are joined.
-	fineBits = 2
+	// fineWords is how many samples make it worth while to tell contexts apart
+	// by two bits of the mantissa rather than one. Neighbours that are served as
+	// well by one code are joined afterwards.
+	fineWords = 128 << 10
 	// minSamples is how many samples a context needs of its own.
 	minSamples = 384
 )
@@ -27,7 +28,11 @@ func planTables[T word.Word, P part](dt dtype.Type, samples []codec.Block, level
 	l := &t.layout
 	t.contexts.shift = l.keyBits
 	if l.keyBits > 0 {
-		t.contexts.shift = max(l.exponent, fineBits) - fineBits
+		fine := uint(1)
+		if total(samples) >= fineWords {
+			fine = 2
+		}
+		t.contexts.shift = max(l.exponent, fine) - fine
 		for l.keyBits-t.contexts.shift > maxKeyBits {
 			t.contexts.shift++
 		}
@@ -48,6 +53,14 @@ func planTables[T word.Word, P part](dt dtype.Type, samples []codec.Block, level
 	return t, chunkWords(cost/interval.CostUnit+int(l.codeShift)*words, words, level)
 }
 
+// total returns the number of words of all samples.
+func total(samples []codec.Block) (words int) {
+	for _, s := range samples {
+		words += s.Words()
+	}
+	return words
+}
+
 // run is a run of keys that share a context.
 type run[P part] struct {
 	start uint16 // first key
@@ -63,10 +76,7 @@ var rooms = sync.Pool{New: func() any { return new([]uint16) }}
 // that have enough of them, and counts those of each run.
 func gather[T word.Word, P part](t *tables, samples []codec.Block) []run[P] {
 	l := &t.layout
-	total := 0
-	for _, s := range samples {
-		total += s.Words()
-	}
+	total := total(samples)
 	if total == 0 {
 		return make([]run[P], 1)
 	}
