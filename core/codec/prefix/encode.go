@@ -119,8 +119,11 @@ func (e *encoder[T, P]) cut(dst []byte, base, res []T, s *encodeState[P]) []byte
 	}
 	start := len(dst)
 	for plane := range uint(l.planes()) {
+		at := len(dst)
+		dst = append(dst, make([]byte, 2*len(res))...)
+		p := dst[at:]
 		for i, v := range res {
-			dst = binary.LittleEndian.AppendUint16(dst, uint16((base[i]+v)>>(16*plane)))
+			binary.LittleEndian.PutUint16(p[2*i:], uint16((base[i]+v)>>(16*plane)))
 		}
 		dst = pad(dst, start, l.align())
 	}
