@@ -134,6 +134,14 @@ int32_t tpde_prepared_image_bytes(uint64_t *bytes, tpde_handle prepared);
 int32_t tpde_prepared_image(void *dst, uint64_t dst_cap, tpde_handle prepared);
 int32_t tpde_prepared_free(tpde_handle prepared);
 
+/* base is the descriptor of a quantised base (128 bytes, aligned to 8; core/quant/FORMAT.md,
+ * "Descriptor") of as many elements as the tensor has: F16, BF16 or F32 with the bit residual. The
+ * parts that it points to are memory of the same GPU, none of it in dst. */
+#define TPDE_GPU_QUANTISED_BASE 1u
+/* tpde_gpu_verify, or the CPU, found no damage in blob, and it has not changed since: zstd is then
+ * decompressed without a check. Others are never checked by tpde_gpu_reconstruct. */
+#define TPDE_GPU_VERIFIED_BLOB 2u
+
 /* One tensor to rebuild. Pointers but prepared are of one GPU, and what they point to must stay
  * until the stream has run what was launched. Sizes are what the index says: nothing is passed
  * that could be compared with them. */
@@ -144,7 +152,8 @@ typedef struct {
   const void *blob;   /* aligned to 8 bytes */
   const void *image;  /* a copy of tpde_prepared_image, aligned to 16 bytes */
   uint32_t *status;   /* one for each chunk, all written: TPDE_OK, TPDE_CORRUPT or TPDE_CHECKSUM */
-  uint64_t reserved[2]; /* 0 */
+  uint64_t flags;     /* 0, or TPDE_GPU_... together */
+  uint64_t reserved;  /* 0 */
 } tpde_gpu_item;
 
 /* Rebuilds tensors, all on one GPU, on a stream (a CUstream; NULL: the default stream), without

@@ -259,14 +259,15 @@ void prepared_image(uintptr_t dst, uint64_t dst_cap, tpde_handle prepared) {
 
 void prepared_free(tpde_handle prepared) { check(core().prepared_free(prepared)); }
 
-// (prepared, base, dst, blob, image, status)
-using Item = std::array<uint64_t, 6>;
+// (prepared, base, dst, blob, image, status, flags)
+using Item = std::array<uint64_t, 7>;
 
 std::vector<tpde_gpu_item> gpu_items(const std::vector<Item> &list) {
   std::vector<tpde_gpu_item> items;
   items.reserve(list.size());
-  for (const auto &[prepared, base, dst, blob, image, status] : list)
-    items.push_back({prepared, pointer(base), pointer(dst), pointer(blob), pointer(image), pointer<uint32_t>(status), {}});
+  for (const auto &[prepared, base, dst, blob, image, status, flags] : list)
+    items.push_back({prepared, pointer(base), pointer(dst), pointer(blob), pointer(image), pointer<uint32_t>(status),
+                     flags, 0});
   return items;
 }
 
@@ -414,6 +415,8 @@ PYBIND11_MODULE(_binding, m) {
   m.attr("ABI_VERSION") = TPDE_ABI_VERSION;
   m.attr("SKIP_BASE_DIGEST") = TPDE_SKIP_BASE_DIGEST;
   m.attr("SKIP_TARGET_DIGEST") = TPDE_SKIP_TARGET_DIGEST;
+  m.attr("GPU_QUANTISED_BASE") = TPDE_GPU_QUANTISED_BASE;
+  m.attr("GPU_VERIFIED_BLOB") = TPDE_GPU_VERIFIED_BLOB;
 
   m.def("load", &load, "path"_a, "Opens the core; again: does nothing.");
   m.def("version", &version);

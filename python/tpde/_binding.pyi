@@ -10,6 +10,8 @@ from typing import TypedDict
 ABI_VERSION: int
 SKIP_BASE_DIGEST: int
 SKIP_TARGET_DIGEST: int
+GPU_QUANTISED_BASE: int
+GPU_VERIFIED_BLOB: int
 
 _Path = str | bytes | PathLike[str] | PathLike[bytes]
 
@@ -81,8 +83,8 @@ def prepared_image_bytes(prepared: int) -> int: ...
 def prepared_image(dst_ptr: int, dst_cap: int, prepared: int) -> None: ...
 def prepared_free(prepared: int) -> None: ...
 
-# (prepared, base, dst, blob, image, status): tpde_gpu_item
-_Item = tuple[int, int, int, int, int, int]
+# (prepared, base, dst, blob, image, status, flags): tpde_gpu_item
+_Item = tuple[int, int, int, int, int, int, int]
 
 def gpu_scratch_bytes(items: Sequence[_Item]) -> int: ...
 def gpu_reconstruct(items: Sequence[_Item], scratch_ptr: int, scratch_bytes: int, stream: int) -> None: ...
