@@ -210,9 +210,9 @@ int32_t tpde_parts_open(tpde_handle *parts, tpde_handle source);
  * ...]}, ...]}. A tensor with "same_as" has the bytes of that one. Others start from the bytes of
  * "base" (null: from nothing), to which the layers are applied in order (tpde_reconstruct). */
 int32_t tpde_parts_list(tpde_handle *text, tpde_handle parts);
-/* Copies spans to dst, on up to workers cores (0: all). Spans of the base of a checkpoint begin and
- * end on pages of 4096 bytes, or at its end; the call that copies its last page compares its digest
- * with what the delta expects: TPDE_BASE_MISMATCH. */
+/* Copies spans to dst, on up to workers cores (0: all). Spans of a "base" begin and end on
+ * pages of 4096 bytes, or at its end; the call that copies its last page compares its digest with
+ * what the delta expects: TPDE_BASE_MISMATCH, or TPDE_TARGET_MISMATCH for what the delta stores. */
 int32_t tpde_parts_gather(void *dst, uint64_t dst_cap, tpde_handle parts, const tpde_span *spans,
                           uint64_t num_spans, uint32_t workers);
 int32_t tpde_parts_free(tpde_handle parts);

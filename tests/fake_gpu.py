@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import tpde
-from tpde import _core, _cuda, _cuda_base, _memory, quant
+from tpde import _core, _cuda, _cuda_base, _gpu_unpack, _memory, quant
 from tpde._core import gpu_core
 
 DTYPE_OF = {10: torch.float16, 11: torch.bfloat16, 12: torch.float32}
@@ -98,6 +98,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[CPU]:
     monkeypatch.setattr(_cuda, "_slots", {})
     monkeypatch.setattr(_cuda, "_reports", [])
     monkeypatch.setattr(_cuda_base, "_descriptors", {})
+    monkeypatch.setattr(_gpu_unpack, "Streams", Streams)
+    monkeypatch.setattr(_gpu_unpack, "pinned", lambda n: torch.full((n,), 0xDD, dtype=torch.uint8))
     monkeypatch.setattr(_cuda, "_sweep_at", 8)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: fake.capturing)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: stream)
@@ -107,3 +109,16 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[CPU]:
     _cuda._slots.clear()
     gc.collect()
     assert fake.index == {}, "prepared tensors are left"
+
+
+class Streams:
+    """Streams on which everything is done at once."""
+
+    def __init__(self, device: torch.device) -> None:
+        pass
+
+    def copying(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def __getattr__(self, name: str):
+        return lambda *arguments: None

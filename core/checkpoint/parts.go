@@ -23,8 +23,9 @@ type Parts struct {
 
 // rawPart is a piece of memory or of a mapped file.
 type rawPart struct {
-	data []byte
-	base *leaf // whose digest the bytes must have; nil for none
+	data     []byte
+	want     digest.Sum             // zero: not checked
+	mismatch func(digest.Sum) error // what is wrong if the bytes have another one
 
 	mu     sync.Mutex
 	tree   *digest.Tree // of the pages that were read
@@ -33,11 +34,11 @@ type rawPart struct {
 	good   bool         // it has the digest
 }
 
-// partKey tells parts apart: the same memory, checked or not.
+// partKey tells parts apart: the same memory, if the same is expected of it.
 type partKey struct {
 	at   *byte
 	n    int
-	leaf *leaf
+	want digest.Sum
 }
 
 type partsRow struct {
@@ -78,7 +79,7 @@ func (s *Source) Parts() (*Parts, error) {
 		key := contentKey(t.data)
 		if same, ok := first[key]; ok && row.Bytes > 0 {
 			row.SameAs = same
-		} else if err := p.describe(&row, t.data); err != nil {
+		} else if err := p.describe(&row, t.data, t.digest); err != nil {
 			return nil, status.InTensor(err, t.name)
 		} else {
 			first[key] = t.name
@@ -96,27 +97,30 @@ func contentKey(c content) any {
 	return c // a pointer
 }
 
-// describe goes down the chain from c to where it starts.
-func (p *Parts) describe(row *partsRow, c content) error {
+// describe goes down the chain from c, which should have a digest, to where it
+// starts.
+func (p *Parts) describe(row *partsRow, c content, want digest.Sum) error {
 	for {
 		switch v := c.(type) {
 		case *rebuilt:
-			layer := partLayer{Delta: v.delta, Index: p.add(v.index, nil), Blob: p.add(v.blob, nil)}
+			layer := partLayer{Delta: v.delta, Index: p.add(v.index, digest.Sum{}, nil), Blob: p.add(v.blob, digest.Sum{}, nil)}
 			row.Layers = append([]partLayer{layer}, row.Layers...)
 			if v.base == nil {
 				return nil
 			}
-			c = v.base
+			c, want = v.base, v.r.BaseDigest()
 		case *leaf:
 			b, ok := v.content.(plain)
 			if !ok {
 				return status.Errorf(status.ErrUnsupported, "its base is made by deltas itself, expected all deltas in one chain")
 			}
-			ref := p.add(b, v)
+			ref := p.add(b, v.want, v.mismatch)
 			row.Base = &ref
 			return nil
 		case plain:
-			ref := p.add(v, nil)
+			ref := p.add(v, want, func(got digest.Sum) error {
+				return status.InTensor(status.Errorf(status.ErrTargetMismatch, "it is stored with digest %v, expected %v", got, want), row.Name)
+			})
 			row.Base = &ref
 			return nil
 		default:
@@ -125,14 +129,14 @@ func (p *Parts) describe(row *partsRow, c content) error {
 	}
 }
 
-func (p *Parts) add(data []byte, base *leaf) partRef {
-	key := partKey{unsafe.SliceData(data), len(data), base}
+func (p *Parts) add(data []byte, want digest.Sum, mismatch func(digest.Sum) error) partRef {
+	key := partKey{unsafe.SliceData(data), len(data), want}
 	i, ok := p.number[key]
 	if !ok {
 		i = len(p.parts)
 		p.number[key] = i
 		pages := (len(data) + digest.PageBytes - 1) / digest.PageBytes
-		p.parts = append(p.parts, &rawPart{data: data, base: base, left: pages})
+		p.parts = append(p.parts, &rawPart{data: data, want: want, mismatch: mismatch, left: pages})
 	}
 	return partRef{i, uint64(len(data))}
 }
@@ -151,10 +155,10 @@ func (p *Parts) List() ([]byte, error) {
 const gatherBytes = 1 << 20 // unit of work of one goroutine
 
 // Gather copies spans to dst, on up to workers goroutines. Spans must not
-// overlap in dst. Those of a base begin at a multiple of digest.PageBytes and
+// overlap in dst. Those of a "base" begin at a multiple of digest.PageBytes and
 // end at one or at the end of the part; once all of it was read, its digest is
 // compared with what the delta expects, and the call that read the last page
-// fails if it differs.
+// fails if it differs. (Of a blob, chunks have checksums of their own.)
 func (p *Parts) Gather(ctx context.Context, dst []byte, spans []Span, workers int) error {
 	if err := checkWorkers(workers); err != nil {
 		return err
@@ -187,15 +191,18 @@ func (p *Parts) check(i int, s Span, room uint64) error {
 		return status.Errorf(status.ErrShortBuffer, "span %d goes to byte %d and %d more of a destination of %d bytes", i, s.To, s.Bytes, room)
 	}
 	end := s.Offset + s.Bytes
-	if p.parts[s.Part].base != nil && (s.Offset%digest.PageBytes != 0 || end%digest.PageBytes != 0 && end != size) {
-		return status.Errorf(status.ErrArgument, "span %d is bytes %d to %d of a base of %d, expected whole pages of %d", i, s.Offset, end, size, digest.PageBytes)
+	if p.parts[s.Part].checked() && (s.Offset%digest.PageBytes != 0 || end%digest.PageBytes != 0 && end != size) {
+		return status.Errorf(status.ErrArgument, "span %d is bytes %d to %d of a tensor of %d, expected whole pages of %d", i, s.Offset, end, size, digest.PageBytes)
 	}
 	return nil
 }
 
-// read copies bytes from off on and, of a base, hashes what was copied.
+// checked reports whether the part must have a digest.
+func (p *rawPart) checked() bool { return p.want != digest.Sum{} }
+
+// read copies bytes from off on and hashes what was copied.
 func (p *rawPart) read(dst []byte, off uint64) error {
-	if err := fault.Guard(func() error { copy(dst, p.data[off:]); return nil }); err != nil || p.base == nil {
+	if err := fault.Guard(func() error { copy(dst, p.data[off:]); return nil }); err != nil || !p.checked() {
 		return err
 	}
 	p.mu.Lock()
@@ -220,8 +227,8 @@ func (p *rawPart) read(dst []byte, off uint64) error {
 	if p.left > 0 {
 		return nil
 	}
-	if got := p.tree.Sum(); got != p.base.want {
-		return p.base.mismatch(got)
+	if got := p.tree.Sum(); got != p.want {
+		return p.mismatch(got)
 	}
 	p.good = true
 	return nil

@@ -140,6 +140,40 @@ func TestPartsOfAnotherBase(t *testing.T) {
 	}
 }
 
+// Tensors that are stored as they are have no chunks with checksums, but a
+// digest.
+func TestPartsOfDamagedDelta(t *testing.T) {
+	dir := t.TempDir()
+	d := epochs(t, dir, 3)
+	target, err := Apply(open(t, dir+"/0"), d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer target.Close()
+	p, list := partsOf(t, target)
+	found := false
+	for _, row := range list.Tensors {
+		if row.Base == nil || row.Base.Bytes == 0 {
+			continue
+		}
+		part := p.parts[row.Base.Part]
+		if !part.checked() {
+			t.Errorf("%s: what it starts from is not checked", row.Name)
+		}
+		part.data = bytes.Clone(part.data)
+		part.data[len(part.data)/2] ^= 4
+		part.good = false
+		err := p.Gather(context.Background(), make([]byte, row.Bytes), []Span{{uint64(row.Base.Part), 0, row.Bytes, 0}}, 1)
+		if err == nil {
+			t.Errorf("%s: damage is not found", row.Name)
+		}
+		found = true
+	}
+	if !found {
+		t.Error("no tensor starts from anything")
+	}
+}
+
 func TestGatherRefuses(t *testing.T) {
 	dir := t.TempDir()
 	d := epochs(t, dir, 1)
@@ -151,7 +185,7 @@ func TestGatherRefuses(t *testing.T) {
 	p, list := partsOf(t, target)
 	var base partRef
 	for _, row := range list.Tensors {
-		if row.Base != nil && row.Base.Bytes > base.Bytes && p.parts[row.Base.Part].base != nil {
+		if row.Base != nil && row.Base.Bytes > base.Bytes && p.parts[row.Base.Part].checked() {
 			base = *row.Base
 		}
 	}

@@ -30,7 +30,7 @@ def synchronize(device: torch.device | str | int | None = None) -> None:
     Raises CorruptError or ChecksumError, which name tensor and chunk; ArgumentError for indices of a scatter_add that
     are out of range or not strictly increasing; UnsupportedError without a GPU.
     """
-    _cuda.synchronize(_device(device))
+    _cuda.synchronize(require_device(device))
 
 
 def reconstruct_many(
@@ -113,7 +113,8 @@ def _outputs(
     return out
 
 
-def _device(device: torch.device | str | int | None) -> torch.device:
+def require_device(device: torch.device | str | int | None) -> torch.device:
+    """Returns a CUDA device with its number; None is the current one. Raises ArgumentError, UnsupportedError."""
     if not torch.cuda.is_available():
         built = "this torch was built without CUDA" if torch.version.cuda is None else "torch finds no CUDA device"
         raise UnsupportedError(f"tpde.cuda needs a GPU, but {built}; `tpde info` shows what is there")
