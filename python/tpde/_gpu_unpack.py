@@ -140,7 +140,7 @@ class Streams:
 
 def pinned(n: int) -> torch.Tensor:
     """Returns n bytes of page-locked host memory."""
-    return torch.empty(n, dtype=torch.uint8, pin_memory=True)
+    return torch.empty(n, dtype=torch.uint8, device="cpu", pin_memory=True)
 
 
 class Device:
@@ -326,6 +326,7 @@ def to_tensors(
             if row.same_as is not None:  # as a file has it: twice
                 tensor = _memory.octets(tensor.clone()).view(row.dtype).reshape(row.shape)
             tensors[row.name] = tensor
+        torch.cuda.current_stream(device).synchronize()  # complete for every stream, copies included
         return tensors
 
 
