@@ -116,7 +116,6 @@ func lowBits(words, events int) (k uint8, cost int) {
 // over bins are what makes every candidate cheap to judge.
 type partition[T word.Word] struct {
 	bins                  []bin[T]
-	options               interval.Options
 	scales                bool // neighbouring keys differ by a factor of two
 	stride, scale         int
 	width                 uint
@@ -127,7 +126,7 @@ type partition[T word.Word] struct {
 func newPartition[T word.Word](bins []bin[T], stride, scale int, width uint) *partition[T] {
 	n := len(bins) + 1
 	p := &partition[T]{
-		bins: bins, options: codeOptions(width), stride: stride, scale: scale, width: width,
+		bins: bins, stride: stride, scale: scale, width: width,
 		words: make([]int, n), changed: make([]int, n), units: make([]int, n),
 		gapValues: make([]int, n), allValues: make([]int, n),
 	}
@@ -246,20 +245,23 @@ func (p *partition[T]) apply(t *tables, segments []segment) (events [classes]int
 
 // addContexts appends the contexts and codes of a group.
 func (p *partition[T]) addContexts(t *tables, g *group[T], class uint8) {
-	code := g.words.Refine(g.words.Code(p.options), p.options)
+	codes, ok := p.codesOf(g)
+	if !ok { // so few words that they have no code: one for the lot
+		plain := group[T]{from: g.from, to: g.to}
+		for i := g.from; i < g.to; i++ {
+			plain.words = plain.words.Add(p.histogram(i, class == dense))
+		}
+		g = &plain
+		codes, _ = p.codesOf(g)
+	}
 	number := len(t.codes)
-	t.codes = append(t.codes, tableCode{Code: code})
+	t.codes = append(t.codes, codes...)
 	if !g.scaled {
 		t.contexts = append(t.contexts, context{first: uint16(p.bins[g.from].first), class: class, code: uint8(number)})
 		return
 	}
-	top := p.bins[g.to-1].first
-	for range top - p.bins[g.from].first {
-		code, _ = double(code)
-		t.codes = append(t.codes, tableCode{code, true})
-	}
-	for _, b := range p.bins[g.from:g.to] {
-		t.contexts = append(t.contexts, context{first: uint16(b.first), class: class, code: uint8(number + top - b.first)})
+	for i := g.from; i < g.to; i++ {
+		t.contexts = append(t.contexts, context{first: uint16(p.bins[i].first), class: class, code: uint8(number + g.to - 1 - i)})
 	}
 }
 
