@@ -20,8 +20,14 @@ const scanWords = 64 * stripWords
 
 // scan lists in out, which has room for all words, those that changed or are
 // dense, and adds to passed the words of each class. first is the position of
-// the first word.
+// the first word. The words of a class are in order, those of several need not be.
 func scan[T word.Word](k *classifier, base, res []T, first uint32, passed *[classes]uint32, out []found) int {
+	done, n := scanGroups(k, base, res, first, passed, out)
+	return n + scanWordwise(k, base[done:], res[done:], first+uint32(done), passed, out[n:])
+}
+
+// scanWordwise is scan in plain Go.
+func scanWordwise[T word.Word](k *classifier, base, res []T, first uint32, passed *[classes]uint32, out []found) int {
 	const denseStep = 1 << (8 * dense)
 	size := word.Size[T]()
 	group, part := groupBytes/size, partBytes/size
