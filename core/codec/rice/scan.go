@@ -90,8 +90,17 @@ type finder[T word.Word] struct {
 
 func newFinder[T word.Word](c *interval.Code) *finder[T] {
 	f := &finder[T]{code: c}
-	for i := range f.small {
-		f.small[i] = int8(c.Find(uint64(T(i - 128))))
+	for i := 0; i < len(f.small); {
+		v := T(i - 128)
+		symbol, n := c.Find(uint64(v)), 1
+		if symbol >= 0 { // as far as its interval goes
+			s := &c.Symbols[symbol]
+			n = int(min(s.Base+(1<<s.Raw-1)-uint64(v), uint64(len(f.small)-1-i))) + 1
+		}
+		for range n {
+			f.small[i] = int8(symbol)
+			i++
+		}
 	}
 	return f
 }
