@@ -34,7 +34,7 @@ func planTables[T word.Word](dt dtype.Type, samples []codec.Block, level codec.L
 	keys := &classifier{mask: t.mask, shift: t.shift}
 	bins, stride := gather[T](keys, t.keyBits(), samples)
 	if len(bins) == 0 {
-		everything(&t)
+		everything[T](&t)
 		return &t, chunkWords(word.Size[T](), 1, 1, level)
 	}
 	p := newPartition(bins, stride, scaleOf(samples), t.width)
@@ -68,19 +68,9 @@ func scaleOf(samples []codec.Block) int {
 }
 
 // everything makes tables that code every word as it is.
-func everything(t *tables) {
+func everything[T word.Word](t *tables) {
 	t.hasDense, t.denseCount.order = true, 10
-	var code interval.Code
-	switch t.width { // a code made of no words covers all
-	case 8:
-		code, _ = interval.Plan[uint8](nil, codeOptions(t.width))
-	case 16:
-		code, _ = interval.Plan[uint16](nil, codeOptions(t.width))
-	case 32:
-		code, _ = interval.Plan[uint32](nil, codeOptions(t.width))
-	default:
-		code, _ = interval.Plan[uint64](nil, codeOptions(t.width))
-	}
+	code, _ := interval.Plan[T](nil, codeOptions(t.width)) // covers all
 	t.codes = []tableCode{{Code: code}}
 	t.contexts = []context{{class: dense}}
 }
@@ -135,8 +125,8 @@ func newPartition[T word.Word](bins []bin[T], stride, scale int, width uint) *pa
 		p.words[i+1] = p.words[i] + b.words
 		p.changed[i+1] = p.changed[i] + b.changed
 		p.units[i+1] = p.units[i] + b.units
-		p.gapValues[i+1] = p.gapValues[i] + b.valueCost(0, stride, scale)
-		p.allValues[i+1] = p.allValues[i] + b.valueCost((b.words-b.changed)/stride, stride, scale)
+		p.gapValues[i+1] = p.gapValues[i] + b.valueCost(0, stride)
+		p.allValues[i+1] = p.allValues[i] + b.valueCost((b.words-b.changed)/stride, stride)
 	}
 	return p
 }
