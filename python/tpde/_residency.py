@@ -237,7 +237,7 @@ class _Problem:
         return best
 
     def rings(self, smallest: int) -> list[int]:
-        return _thinned({*(w for w, free in zip(self.weights, self.free, strict=True) if not free), smallest})
+        return _thinned((w for w, free in zip(self.weights, self.free, strict=True) if not free), smallest)
 
     def fill(self, ring: int, budget: int, rooms: tuple[int, int]) -> list[tuple[int, int, list[Residency]]]:
         """For each size of the buffers, with a ring of this size: bytes that are copied, bytes that are decoded, and
@@ -254,8 +254,7 @@ class _Problem:
         costs = {i: self.cost(i, ring) for i in others}
         saved = {i: self.layers[i].residual_bytes * self.layers[i].calls for i in others}
         order = sorted(others, key=lambda i: (-Fraction(saved[i], costs[i]) if costs[i] else 0, -costs[i], i))
-        sizes = {self.residuals[i] for i in others}
-        buffers = _thinned(sizes | ({rooms[1]} if rooms[0] == ring else set()))
+        buffers = _thinned((self.residuals[i] for i in others), rooms[1] if rooms[0] == ring else 0)
         results = []
         for buffer in buffers:
             kept = set(forced)
@@ -299,14 +298,15 @@ class _Problem:
         more_ring = self._largest_block(decoded, self.weights) - ring
         more_buffer = self._largest_block(streamed, self.residuals) - buffer
         used = self.least + ring + 2 * buffer
-        used += sum(
-            resident_bytes(n, kind) - n.base_bytes for n, kind in zip(self.layers, residency, strict=True)
-        )
+        used += sum(resident_bytes(n, kind) - n.base_bytes for n, kind in zip(self.layers, residency, strict=True))
         left, wanted = budget - used, more_ring + 2 * more_buffer
         assert left >= 0
         if wanted <= left:
             return ring + more_ring, buffer + more_buffer
-        return ring + more_ring * left // wanted // ALIGN * ALIGN, buffer + more_buffer * left // wanted // ALIGN * ALIGN
+        return (
+            ring + more_ring * left // wanted // ALIGN * ALIGN,
+            buffer + more_buffer * left // wanted // ALIGN * ALIGN,
+        )
 
     def _largest_block(self, numbers: Sequence[int], sizes: Sequence[int]) -> int:
         sums: dict[str, int] = {}
@@ -320,12 +320,11 @@ def _less(best: tuple[int, tuple[int, int]] | None, size: int, rooms: tuple[int,
     return (size, rooms) if best is None or size < best[0] else best
 
 
-def _thinned(sizes: Iterable[int]) -> list[int]:
-    """Returns the largest and smallest of sizes, 0, and of those between some that differ enough."""
-    ordered = sorted({0, *sizes}, reverse=True)
+def _thinned(sizes: Iterable[int], needed: int) -> list[int]:
+    """Returns the largest of sizes, `needed`, 0, and of the others some that differ enough."""
     kept: list[int] = []
-    for i, size in enumerate(ordered):
-        if not kept or size <= kept[-1] * _STEP or i >= len(ordered) - 2:
+    for size in sorted({0, needed, *sizes}, reverse=True):
+        if not kept or size <= kept[-1] * _STEP or size in (0, needed):
             kept.append(size)
     return kept
 

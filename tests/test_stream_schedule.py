@@ -1,0 +1,312 @@
+"""The order in which layers are streamed, on a device that takes every liberty with time that a GPU has."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tpde._residency import ALIGN, LayerSize, Plan, Residency, make_plan, smallest_budget
+from tpde._stream_order import Order
+from tpde._stream_schedule import Schedule
+
+
+class Device:
+    """Queues whose work is done in any order that the waits allow, one queue at a time.
+
+    A residual is a byte for each layer, a weight another; whatever reads memory checks that the right thing is there.
+    """
+
+    def __init__(self, plan: Plan, seed: int = 0) -> None:
+        self.plan, self.random = plan, random.Random(seed)
+        self.ring = bytearray(b"\xee" * plan.ring_bytes)
+        self.buffers = [bytearray(b"\xdd" * plan.buffer_bytes) for _ in range(2)]
+        self.queues: dict[str, list] = defaultdict(list)
+        self.done: dict[str, int] = defaultdict(int)
+        self.current = "main"
+        self.copies: list[tuple[int, ...]] = []
+        self.launches: list[tuple[int, ...]] = []
+        self.fail: str | None = None
+
+    # ---- Backend --------------------------------------------------------------------
+
+    def queue(self) -> str:
+        return self.current
+
+    def copy(self, buffer, moves) -> None:
+        self._fail("copy")
+        end = 0
+        for layer, to in moves:
+            size = self.plan.layers[layer].residual_bytes
+            assert to >= end and to + size <= self.plan.buffer_bytes
+            end = to + size
+        self.copies.append(tuple(layer for layer, _ in moves))
+
+        def work() -> None:
+            for layer, to in moves:
+                size = self.plan.layers[layer].residual_bytes
+                self.buffers[buffer][to : to + size] = bytes([layer]) * size
+
+        self.queues["copies"].append(work)
+
+    def decode(self, buffer, items) -> None:
+        self._fail("decode")
+        self.launches.append(tuple(item.layer for item in items))
+        for layer, _, source in items:
+            assert (self.plan.residency[layer] is Residency.STREAMED) == (source is not None)
+
+        def work() -> None:
+            for layer, to, source in items:
+                n = self.plan.layers[layer]
+                if source is not None:
+                    assert set(self.buffers[buffer][source : source + n.residual_bytes]) <= {layer}, "another residual"
+                assert to + n.weight_bytes <= self.plan.ring_bytes
+                self.ring[to : to + n.weight_bytes] = bytes([100 + layer]) * n.weight_bytes
+
+        self.queues[self.current].append(work)
+
+    def record(self, copies):
+        name = "copies" if copies else self.current
+        return name, len(self.queues[name])
+
+    def wait(self, copies, mark) -> None:
+        self.queues["copies" if copies else self.current].append(mark)
+
+    # ---- what a program does ----------------------------------------------------------
+
+    def use(self, layer: int, at: int) -> None:
+        size = self.plan.layers[layer].weight_bytes
+
+        def work() -> None:
+            assert set(self.ring[at : at + size]) <= {100 + layer}, "another weight"
+
+        self.queues[self.current].append(work)
+
+    def finish(self) -> None:
+        while True:
+            ready = []
+            for name, work in self.queues.items():
+                at = self.done[name]
+                if at < len(work) and (callable(work[at]) or self.done[work[at][0]] >= work[at][1]):
+                    ready.append(name)
+            if not ready:
+                break
+            name = self.random.choice(ready)
+            work = self.queues[name][self.done[name]]
+            if callable(work):
+                work()
+            self.done[name] += 1
+        assert all(self.done[name] == len(work) for name, work in self.queues.items()), "queues wait for each other"
+
+    def _fail(self, what: str) -> None:
+        if self.fail == what:
+            self.fail = None
+            raise OSError(f"{what} failed")
+
+
+def layers_of(blocks: int = 3, each: int = 3, seed: int = 0) -> list[LayerSize]:
+    r = random.Random(seed)
+    return [
+        LayerSize(f"{b}.{i}", f"{b}", ALIGN * r.randrange(4, 9) - 3, ALIGN, ALIGN * r.randrange(1, 4) - 5)
+        for b in range(blocks)
+        for i in range(each)
+    ]
+
+
+def started(layers, extra: int = 0, seed: int = 0, order=None) -> tuple[Device, Schedule]:
+    plan = make_plan(layers, smallest_budget(layers) + extra)
+    device = Device(plan, seed)
+    schedule = Schedule(device, plan, order or Order(range(len(layers))))
+    schedule.prime()
+    return device, schedule
+
+
+def run(device: Device, schedule: Schedule, uses, queues=("main",), begin: bool = True) -> None:
+    if begin:
+        schedule.begin()
+    for i, layer in enumerate(uses):
+        device.current = queues[i % len(queues)]
+        at = schedule.acquire(layer)
+        if at is None:
+            assert device.plan.residency[layer] is Residency.WHOLE
+            continue
+        device.use(layer, at)
+        schedule.release(layer)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_no_use_finds_anything_but_its_weight(data):
+    """Any model, budget, order, number of queues and interleaving; orders change, and passes break off."""
+    layers = layers_of(data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4)), data.draw(st.integers(0, 99)))
+    device, schedule = started(layers, data.draw(st.integers(0, 30)) * ALIGN, data.draw(st.integers(0, 99)))
+    some = st.lists(st.integers(0, len(layers) - 1), max_size=12)
+    for _ in range(data.draw(st.integers(1, 6))):
+        uses = data.draw(st.one_of(some, st.just(range(len(layers))), st.just(range(len(layers) - 1, -1, -1))))
+        queues = data.draw(st.sampled_from([("main",), ("main", "side"), ("side",), ("a", "a", "b", "c")]))
+        device.fail = data.draw(st.sampled_from([None, None, None, "copy", "decode"]))
+        try:
+            run(device, schedule, uses, queues, data.draw(st.booleans()))
+        except OSError:
+            pass
+        device.fail = None
+    device.finish()
+
+
+@pytest.mark.parametrize("missing", ["copy before decode", "decode before copy", "use before decode"])
+def test_the_device_finds_missing_waits(missing):
+    """The test above would notice if the schedule did not wait."""
+    found = 0
+    for seed in range(40):
+        device, schedule = started(layers_of(), 0, seed)
+        wait, device_wait = device.wait, {"copy before decode": (False, "copies"), "decode before copy": (True, "main")}
+
+        def skip(copies, mark, wait=wait):
+            skipped = device_wait.get(missing, (False, None))
+            if (copies, mark[0]) == skipped or (missing == "use before decode" and not copies and mark[0] != "copies"):
+                return
+            wait(copies, mark)
+
+        device.wait = skip
+        for _ in range(3):
+            run(device, schedule, range(9), ("main", "side") if "use" in missing else ("main",))
+        try:
+            device.finish()
+        except AssertionError:
+            found += 1
+    assert found > 20
+
+
+def test_batches_follow_blocks():
+    layers = [replace(n, block=n.block) for n in layers_of(3, 3)]
+    ring = sum(4096 for _ in range(3))
+    plan = Plan(tuple(layers), (Residency.STREAMED,) * 9, 1 << 20, 0, ring, 3 * 2048)
+    device = Device(plan)
+    schedule = Schedule(device, plan, Order(range(9)))
+    schedule.prime()
+    for _ in range(3):
+        run(device, schedule, range(9))
+    blocks = [(0, 1, 2), (3, 4, 5), (6, 7, 8)]
+    assert device.launches == blocks * 3
+    assert device.copies == blocks * 3 + blocks[:2], "two batches ahead, and not one more"
+    device.finish()
+    counts = schedule.pass_counts()
+    assert counts.copied_bytes == plan.streamed_bytes and counts.decoded_bytes == plan.decoded_bytes
+    assert (counts.launches, counts.copies, counts.uses) == (3, 3, 9)
+
+
+def test_small_rings_split_blocks():
+    layers = layers_of(3, 3)
+    device, schedule = started(layers)
+    for _ in range(3):
+        run(device, schedule, range(9))
+    assert len({layer for batch in device.launches for layer in batch}) == 9 - device.plan.count(Residency.WHOLE)
+    assert len(device.launches) % 3 == 0
+    assert schedule.pass_counts().copied_bytes == device.plan.streamed_bytes
+    device.finish()
+
+
+def test_copies_are_queued_before_they_are_needed():
+    device, schedule = started(layers_of(4, 2))
+    for number in range(3):
+        schedule.begin()
+        for layer in range(8):
+            copied = len(device.copies)
+            at = schedule.acquire(layer)
+            if at is not None:
+                new = device.copies[copied:]
+                assert all(layer not in batch for batch in new) or number == 0
+                schedule.release(layer)
+
+
+def test_the_order_is_learnt():
+    device, schedule = started(layers_of(3, 2))
+    strange = [4, 5, 0, 1, 1, 2, 3]
+    for _ in range(4):
+        run(device, schedule, strange)
+    assert schedule.order.uses == strange and schedule.order.changes == 1
+    before = schedule.counts.copied_bytes
+    run(device, schedule, strange)
+    run(device, schedule, strange)
+    assert schedule.counts.copied_bytes - before == 2 * device.plan.streamed_bytes
+    run(device, schedule, strange[:2])  # broke off: nothing is learnt from that
+    run(device, schedule, strange)
+    assert schedule.order.changes == 1
+    for _ in range(3):
+        run(device, schedule, strange[:4])  # but from that
+    assert schedule.order.changes == 2 and schedule.order.uses == strange[:4]
+    device.finish()
+
+
+@pytest.mark.parametrize("uses", [[0, 1, 2, 3], [3, 1, 0, 2], [0, 1, 0, 1, 2, 3], [1, 1, 0], [2, 2, 2]])
+def test_cycles_are_found_without_being_told(uses):
+    order = Order(range(4))
+    for _ in range(6):
+        for layer in uses:
+            order.note(layer)
+    changes = order.changes
+    for layer in uses * 5:
+        before = order._at
+        position, _ = order.note(layer)
+        assert position in (before, 0) and order.uses[position] == layer
+    assert order.changes == changes
+
+
+def test_a_backward_pass_belongs_to_the_pass():
+    device, schedule = started(layers_of(3, 2))
+    uses = [*range(6), *reversed(range(6))]
+    for _ in range(4):
+        run(device, schedule, uses)
+    assert schedule.order.uses == uses and schedule.order.changes == 1
+    run(device, schedule, uses)
+    assert schedule.pass_counts().copied_bytes <= 2 * device.plan.streamed_bytes
+    device.finish()
+
+
+def test_repeated_blocks_are_decoded_once_if_they_fit():
+    layers = layers_of(1, 3)
+    plan = Plan(tuple(layers), (Residency.STREAMED,) * 3, 1 << 20, 0, 3 * 4096, 3 * 2048)
+    device = Device(plan)
+    schedule = Schedule(device, plan, Order(range(3)))
+    for _ in range(3):
+        run(device, schedule, [0, 1, 2] * 5)
+    assert len(device.launches) == 1 and len(device.copies) == 1
+    device.finish()
+
+
+def test_a_pass_that_nobody_begins_any_more_is_not_kept():
+    order = Order(range(3))
+    order.begin()
+    for _ in range(5000):
+        for layer in range(3):
+            order.note(layer)
+    assert len(order._seen) < 2000 and order.uses == [0, 1, 2]
+
+
+def test_nothing_grows():
+    device, schedule = started(layers_of(3, 3))
+    sizes = set()
+    for number in range(12):
+        run(device, schedule, range(9), ("main", "side"))
+        if number > 3:
+            marks = sum(len(place.used) for place in schedule._places)
+            sizes.add((len(schedule._places), len(schedule._where), len(schedule.order._seen), marks))
+    assert len(sizes) <= 3
+
+
+@pytest.mark.parametrize("what", ["copy", "decode"])
+def test_failures_leave_everything_in_order(what):
+    for seed in range(20):
+        device, schedule = started(layers_of(3, 3), seed=seed)
+        run(device, schedule, range(9))
+        device.fail = what
+        with pytest.raises(OSError, match=what):
+            run(device, schedule, range(9), ("side",))
+        run(device, schedule, range(9), ("main", "side"))
+        run(device, schedule, range(9))
+        device.finish()
+        assert schedule.order.changes == 0
