@@ -22,6 +22,7 @@ class Order:
         self._at = 0  # position of the use that is expected next
         self._seen: list[int] = []
         self._short: list[int] | None = None  # the last pass, if it ended early
+        self._as_expected = True  # this pass, so far
         self._told = False  # somebody calls begin
 
     def begin(self) -> bool:
@@ -36,12 +37,16 @@ class Order:
             self._told = False
             self._seen.clear()
         expected = self.uses[self._at] if self._at < len(self.uses) else None
-        if not self._told and self._seen and layer != expected:
-            if layer == self._seen[0] or (expected is None and layer == self.uses[0]):
+        if not self._told and self._seen:
+            again = layer == self._seen[0] and (layer != expected or not self._as_expected)
+            if again or (expected is None and layer == self.uses[0]):
                 changed = self._finish()
                 expected = self.uses[0]
         self._seen.append(layer)
-        position = self._at if layer == expected else self._next(layer)
+        position = self._at
+        if layer != expected:
+            self._as_expected = False
+            position = self._next(layer)
         if position >= 0:
             self._at = position + 1
         return position, changed
@@ -56,7 +61,7 @@ class Order:
         return -1
 
     def _finish(self) -> bool:
-        seen, self._seen, self._at = self._seen, [], 0
+        seen, self._seen, self._at, self._as_expected = self._seen, [], 0, True
         if not seen or seen == self.uses:
             self._short = None if seen else self._short
             return False
