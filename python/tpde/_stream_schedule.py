@@ -221,6 +221,29 @@ class Schedule:
         """What the last pass queued; the one that runs, if it is the first."""
         return self.last_pass if self.last_pass.uses else self.counts.since(self._pass_began)
 
+    def batches(self) -> list[Batch]:
+        """Those of the order that is expected, each once."""
+        return list(dict.fromkeys(self._batches))
+
+    def moves(self, batch: Batch) -> list[Move]:
+        """The residuals of a batch, one behind the other in a buffer."""
+        moves: list[Move] = []
+        to = 0
+        for layer in batch.streamed:
+            moves.append(Move(layer, to))
+            to += self._residuals[layer]
+        return moves
+
+    def items(self, batch: Batch, to: int) -> list[Item]:
+        """The weights of a batch, one behind the other from a byte of the ring on."""
+        items: list[Item] = []
+        source = 0
+        for layer in batch.layers:
+            items.append(Item(layer, to, source if self._streamed[layer] else None))
+            source += self._residuals[layer] if self._streamed[layer] else 0
+            to += self._weights[layer]
+        return items
+
     def _count_pass(self) -> None:
         if self.counts.uses == self._pass_began.uses:
             return
@@ -239,12 +262,7 @@ class Schedule:
         buffer.batch = None
         if buffer.drained is not None:
             self._backend.wait(True, buffer.drained)
-        moves: list[Move] = []
-        to = 0
-        for layer in batch.streamed:
-            moves.append(Move(layer, to))
-            to += self._residuals[layer]
-        self._backend.copy(number, moves)
+        self._backend.copy(number, self.moves(batch))
         buffer.copied = self._backend.record(True)
         self._turn += 1
         buffer.batch, buffer.taken, buffer.turn = batch, False, self._turn
@@ -287,12 +305,7 @@ class Schedule:
             for other, mark in ((place.queue, place.decoded), *place.used.items()):
                 if other != queue:
                     self._backend.wait(False, mark)
-        items: list[Item] = []
-        source, to = 0, first
-        for layer in batch.layers:
-            items.append(Item(layer, to, source if self._streamed[layer] else None))
-            source += self._residuals[layer] if self._streamed[layer] else 0
-            to += self._weights[layer]
+        items = self.items(batch, first)
         try:
             self._backend.decode(number, items)
             mark = self._backend.record(False)

@@ -1,0 +1,235 @@
+"""What runs a streamed model: memory, plan and schedule under one lock, and the rows of its embeddings."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from tpde._arena import Arena
+from tpde._residency import Plan, Rates, Residency, amount, make_plan
+from tpde._status import UnsupportedError
+from tpde._stream_memory import Memory
+from tpde._stream_order import Order
+from tpde._stream_schedule import Counts, Schedule
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What happened in the last pass, beside what was predicted. Bytes and seconds.
+
+    seconds: of the last forward pass, on the device; copy_seconds, decode_seconds: of the last pass that was traced;
+    None: not known. prediction: the plan.
+    """
+
+    prediction: Plan
+    passes: int
+    copied_bytes: int
+    decoded_bytes: int
+    seconds: float | None
+    copy_seconds: float | None
+    decode_seconds: float | None
+    order_changes: int
+
+    def __str__(self) -> str:
+        plan = self.prediction
+
+        def ms(seconds: float | None) -> str:
+            return "-" if seconds is None else f"{1e3 * seconds:.3f} ms"
+
+        rows = [
+            ("", "predicted", "measured"),
+            ("copied", amount(plan.streamed_bytes), amount(self.copied_bytes)),
+            ("decoded", amount(plan.decoded_bytes), amount(self.decoded_bytes)),
+            ("copying", ms(plan.copy_seconds), ms(self.copy_seconds)),
+            ("decoding", ms(plan.decode_seconds), ms(self.decode_seconds)),
+            ("pass", f"{ms(plan.seconds)} ({plan.limit})", ms(self.seconds)),
+        ]
+        lines = [f"{what:<10} {predicted:>20} {measured:>14}" for what, predicted, measured in rows]
+        return "\n".join([*lines, f"passes: {self.passes}, order learnt again {self.order_changes} times"])
+
+
+class Engine:
+    """Runs layers on a `Memory`. Any thread may call it."""
+
+    def __init__(self, memory: Memory, arena: Arena) -> None:
+        self.memory = memory
+        self.lock = threading.RLock()
+        self.plan: Plan | None = None
+        self.order: Order | None = None
+        self.schedule: Schedule | None = None
+        self._arena = arena
+        self._tables: list[tuple[torch.Tensor, int | None]] = []  # rows of embeddings in the arena, padding index
+        self._device_tables: list[torch.Tensor | None] = []  # the same memory as the device sees it
+        self._stamps: list[Any] = [None, None]
+        self._tracing = False
+        self._traced: list[tuple[str, Any, Any]] = []
+
+    # ---- layers -------------------------------------------------------------------
+
+    def run(self, number: int, use: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Returns what `use` makes of a layer's weight, which is only good until it returns.
+
+        Raises UnsupportedError if there is no plan, or while a CUDA graph is captured.
+        """
+        with self.lock:
+            schedule = self.schedule
+            if schedule is None:
+                raise UnsupportedError("the streamed model has no plan: the last one failed; call Runtime.set_vram")
+            if schedule.plan.residency[number] is not Residency.WHOLE:
+                self.memory.refuse_capture()
+            at = schedule.acquire(number)
+            try:
+                return use(self.memory.weight(number, at))
+            finally:
+                if at is not None:
+                    schedule.release(number)
+
+    def rebuild(self, number: int) -> torch.Tensor:
+        """Returns a weight in memory of its own, on the device."""
+        with self.lock:
+            self.memory.refuse_capture()
+            return self.memory.rebuild(number)
+
+    # ---- embeddings -----------------------------------------------------------------
+
+    def add_table(self, weight: torch.Tensor, padding_index: int | None) -> int:
+        """Copies the rows of an embedding to the arena. Returns their number."""
+        at = self._arena.add([weight.detach().contiguous()])[0]
+        octets = self._arena.tensor[at : at + weight.nbytes]
+        self._tables.append((octets.view(weight.dtype).view(weight.shape), padding_index))
+        self._device_tables.append(None)
+        return len(self._tables) - 1
+
+    def table(self, number: int) -> torch.Tensor:
+        """The rows, where the device can read them; in host memory if it cannot."""
+        found = self._device_tables[number]
+        return self._tables[number][0] if found is None else found
+
+    def map_tables(self) -> None:
+        """Makes rows in pinned memory readable for kernels, so that only those that are looked up cross the link."""
+        for number, (table, _) in enumerate(self._tables):
+            self._device_tables[number] = self.memory.map_host(table)
+
+    def rows(self, number: int, indices: torch.Tensor) -> torch.Tensor:
+        """Returns rows [*indices.shape, width] on the device of indices."""
+        table, padding = self.table(number), self._tables[number][1]
+        if table.device == indices.device:
+            return F.embedding(indices, table, padding)
+        self.memory.refuse_capture()
+        # Pageable memory: the host looks the rows up, for which it waits for the indices.
+        return F.embedding(indices.cpu(), table, padding).to(indices.device)
+
+    # ---- plans --------------------------------------------------------------------
+
+    def apply(self, budget: int, fixed_bytes: int, rates: Rates | None) -> Plan:
+        """Plans for a budget and moves everything. Raises BudgetError, and changes nothing then."""
+        with self.lock:
+            calls: Counter[int] = Counter()
+            if self.order is not None and self.schedule is not None and self.schedule.counts.passes:
+                calls.update(self.order.uses)
+            sizes = [layer.size(max(calls[i], 1)) for i, layer in enumerate(self.memory.layers)]
+            plan = make_plan(sizes, budget, fixed_bytes, rates)
+            self.plan = self.schedule = None
+            self.memory.apply(plan)
+            self.order = self.order or Order(range(len(sizes)))
+            self.schedule = Schedule(self.memory, plan, self.order)
+            if rates is None:
+                plan = replace(plan, rates=self._measure(self.schedule))
+            self.plan = plan
+            self.schedule.prime()
+            return plan
+
+    def _measure(self, schedule: Schedule) -> Rates:
+        """Times one copy and one launch of the largest batch."""
+        rates = Rates()
+        batches = [batch for batch in schedule.batches() if batch.layers]
+        if not batches:
+            return rates
+        memory, batch = self.memory, max(batches, key=lambda batch: (len(batch.streamed), batch.weight_bytes))
+        moves, items = schedule.moves(batch), schedule.items(batch, 0)
+        buffer = 0 if moves else None
+        copied = sum(schedule.plan.layers[i].residual_bytes for i in batch.streamed)
+        decoded = sum(schedule.plan.layers[i].weight_bytes for i in batch.layers)
+        for _ in range(2):  # the first time loads kernels
+            if moves:
+                begin = memory.stamp(True)
+                memory.copy(0, moves)
+                end = memory.stamp(True)
+                rates = replace(rates, copy=copied / max(memory.seconds(begin, end), 1e-9) / 1e9)
+            begin = memory.stamp(False)
+            memory.decode(buffer, items)
+            end = memory.stamp(False)
+            rates = replace(rates, decode=decoded / max(memory.seconds(begin, end), 1e-9) / 1e9)
+        memory.wait_for_all()
+        memory.check()
+        return rates
+
+    # ---- passes and figures -----------------------------------------------------------
+
+    def begin(self) -> None:
+        """Notes that a forward pass begins."""
+        with self.lock:
+            if self.schedule is None:
+                return
+            self.schedule.begin()
+            self._traced = self.memory.spans or []
+            self.memory.spans = [] if self._tracing else None
+            self._stamps = [self.memory.stamp(False), None]
+
+    def end(self) -> None:
+        """Notes that a forward pass ends."""
+        with self.lock:
+            if self._stamps[0] is not None:
+                self._stamps[1] = self.memory.stamp(False)
+
+    def trace(self, on: bool) -> None:
+        """Has every copy and launch timed, or not."""
+        self._tracing = on
+
+    def spans(self) -> list[tuple[str, float, float]]:
+        """What was traced since the last pass began, or in it: "copy" or "decode", from when to when, in seconds.
+
+        Times count from the first copy or launch. Waits for the device.
+        """
+        spans = self.memory.spans or self._traced
+        if not spans:
+            return []
+        zero = spans[0][1]
+        return [(k, self.memory.seconds(zero, begin), self.memory.seconds(zero, end)) for k, begin, end in spans]
+
+    def measured(self) -> Measured:
+        """Waits for the device."""
+        with self.lock:
+            plan, schedule = self.plan, self.schedule
+            if plan is None or schedule is None:
+                raise UnsupportedError("the streamed model has no plan: the last one failed; call Runtime.set_vram")
+            counts: Counts = schedule.pass_counts()
+            begin, end = self._stamps
+            spans = self.spans()
+            took = {
+                what: sum(end - begin for kind, begin, end in spans if kind == what) if spans else None
+                for what in ("copy", "decode")
+            }
+            return Measured(
+                plan,
+                schedule.counts.passes,
+                counts.copied_bytes,
+                counts.decoded_bytes,
+                None if end is None else self.memory.seconds(begin, end),
+                took["copy"],
+                took["decode"],
+                schedule.order.changes,
+            )
+
+    def close(self) -> None:
+        """Gives all memory back; layers that are run after that raise UnsupportedError."""
+        with self.lock:
+            self.plan = self.schedule = None
+            self._tables, self._device_tables = [], []
+            self.memory.close()

@@ -1,0 +1,318 @@
+"""Where the parts of a streamed model are, and the backend of a schedule that works on the CPU.
+
+`Memory` holds bases, residuals that are resident, weights that are whole, ring and buffers, and moves them about when
+the plan changes. What it is worth on a CPU: the same plan, schedule and modules run there, one step after the other,
+which is how they are tested. `_stream_cuda.CudaMemory` does it with CUDA's streams and kernels.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tpde import _arena, _ops, _tensors
+from tpde._arena import Arena
+from tpde._residency import LayerSize, Plan, Residency, aligned
+from tpde._status import ArgumentError
+from tpde._stream_schedule import Item, Move
+from tpde.quant import QuantizedTensor
+
+AnyBase = torch.Tensor | QuantizedTensor | None
+
+
+@dataclass
+class Layer:
+    """A weight, packed. base is on the device, or in host memory while the weight is whole."""
+
+    name: str
+    block: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    base: AnyBase
+    index_map: torch.Tensor
+    """In host memory."""
+    at: int
+    """First byte of its record in the arena: what a decoder reads beside the blob, then the blob."""
+    blob_at: int
+    """First byte of the blob, in the record."""
+    blob_bytes: int
+    extra_bytes: int = 0
+    """Of the device's memory that it takes besides."""
+
+    @property
+    def weight_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def record_bytes(self) -> int:
+        return self.blob_at + self.blob_bytes
+
+    def size(self, calls: int = 1) -> LayerSize:
+        """What the planner is told."""
+        base = sum(aligned(part.nbytes) for part in base_parts(self.base)) + self.extra_bytes
+        return LayerSize(self.name, self.block, self.weight_bytes, base, self.record_bytes, calls)
+
+
+class Memory:
+    """The memory of a model on the CPU, and a `Backend` that does everything at once."""
+
+    def __init__(self, device: torch.device, arena: Arena) -> None:
+        self.device = device
+        self.arena = arena
+        self.layers: list[Layer] = []
+        self.whole: list[torch.Tensor | None] = []
+        self.resident: list[torch.Tensor | None] = []
+        self.ring = torch.empty(0, dtype=torch.uint8, device=device)
+        self.buffers = [self.ring, self.ring]
+        self.spans: list[tuple[str, Any, Any]] | None = None
+        """If it is a list: what was copied and decoded, from one stamp to another."""
+        self._typed: dict[torch.dtype, torch.Tensor] = {}
+
+    # ---- layers -------------------------------------------------------------------
+
+    def add(self, name: str, block: str, base: AnyBase, index_map: torch.Tensor, data_blob: torch.Tensor) -> Layer:
+        """Copies a packed weight to the arena. base is kept as it is.
+
+        Raises ArgumentError for a base that does not fit, UnsupportedError for what the device cannot decode.
+        """
+        info = _tensors.read_index(index_map)
+        index_map = index_map.cpu()
+        if data_blob.numel() != info.blob_bytes:
+            raise ArgumentError(f"{name}: expected a blob of {info.blob_bytes} bytes, got {data_blob.numel()}")
+        if (base is not None) != info.has_base:
+            raise ArgumentError(f"{name}: was packed {'against a base' if info.has_base else 'without a base'}")
+        if base is not None and (base.dtype != info.dtype or list(base.shape) != info.shape):
+            raise ArgumentError(
+                f"{name}: expected a base of {info.dtype} and shape {info.shape}, got {base.dtype}, {list(base.shape)}"
+            )
+        head, extra = self._head(name, index_map)
+        parts = (head, data_blob)
+        blob_at = _arena.offsets(parts)[1]
+        at = self.arena.add(parts)[0]
+        layer = Layer(
+            name, block, tuple(info.shape), info.dtype, base, index_map, at, blob_at, data_blob.numel(), extra
+        )
+        self.layers.append(layer)
+        self.whole.append(None)
+        self.resident.append(None)
+        return layer
+
+    def _head(self, name: str, index_map: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """Returns what the decoder reads beside the blob, and the bytes that a layer takes of the device besides."""
+        return index_map, 0
+
+    def host_record(self, number: int) -> torch.Tensor:
+        """The record of a layer in the arena."""
+        layer = self.layers[number]
+        return self.arena.tensor[layer.at : layer.at + layer.record_bytes]
+
+    # ---- plans --------------------------------------------------------------------
+
+    def held_bytes(self) -> int:
+        """What layers, ring and buffers take of the device."""
+        held = sum(aligned(t.nbytes) for t in (*self.whole, *self.resident, self.ring, *self.buffers) if t is not None)
+        for layer in self.layers:
+            parts = base_parts(layer.base)
+            if parts and parts[0].device == self.device:
+                held += sum(aligned(part.nbytes) for part in parts)
+            held += layer.extra_bytes
+        return held
+
+    def apply(self, plan: Plan) -> None:
+        """Moves everything to where a plan wants it, without taking more than its budget at any time.
+
+        It waits for the device. If it fails, no plan is applied; another call may succeed.
+        """
+        self.wait_for_all()
+        with torch.inference_mode(False), torch.no_grad():
+            self._drop_rooms()
+            for number, kind in enumerate(plan.residency):
+                if kind is not Residency.WHOLE:
+                    self.whole[number] = None
+                if kind is not Residency.RESIDENT:
+                    self.resident[number] = None
+            for number, kind in enumerate(plan.residency):
+                if kind is not Residency.WHOLE:
+                    self._move_base(number, self.device)
+            for number, kind in enumerate(plan.residency):
+                if kind is Residency.WHOLE and self.whole[number] is None:
+                    self._make_whole(number, plan.budget - plan.fixed_bytes)
+            for number, kind in enumerate(plan.residency):
+                if kind is Residency.RESIDENT and self.resident[number] is None:
+                    self.resident[number] = self.host_record(number).to(self.device, copy=True)
+            self.ring = torch.empty(plan.ring_bytes, dtype=torch.uint8, device=self.device)
+            self.buffers = [torch.empty(plan.buffer_bytes, dtype=torch.uint8, device=self.device) for _ in range(2)]
+            self._rooms_made(plan)
+        self.wait_for_all()
+
+    def _drop_rooms(self) -> None:
+        self.ring = torch.empty(0, dtype=torch.uint8, device=self.device)
+        self.buffers = [self.ring, self.ring]
+        self._typed = {}
+
+    def _rooms_made(self, plan: Plan) -> None:
+        """Is called when ring and buffers are there."""
+
+    def _move_base(self, number: int, device: torch.device) -> None:
+        layer = self.layers[number]
+        if isinstance(layer.base, QuantizedTensor):
+            if layer.base.device != device:
+                layer.base = layer.base.to(device)
+        elif layer.base is not None:
+            layer.base = layer.base.to(device)
+
+    def _make_whole(self, number: int, budget: int) -> None:
+        layer = self.layers[number]
+        base_is_here = bool(base_parts(layer.base)) and base_parts(layer.base)[0].device == self.device
+        takes = aligned(layer.weight_bytes) + aligned(layer.record_bytes)
+        takes += 0 if base_is_here else layer.size().base_bytes
+        if self.held_bytes() + takes <= budget:
+            self._move_base(number, self.device)
+            self.whole[number] = self.rebuild(number)
+            self._move_base(number, torch.device("cpu"))
+        else:  # slower, but takes nothing of the device but the weight
+            self._move_base(number, torch.device("cpu"))
+            self.whole[number] = self.rebuild_on_host(number).to(self.device)
+
+    # ---- weights ------------------------------------------------------------------
+
+    def weight(self, number: int, at: int | None) -> torch.Tensor:
+        """Returns a weight that is whole, or lies in the ring. Not a copy."""
+        layer = self.layers[number]
+        if at is None:
+            whole = self.whole[number]
+            assert whole is not None
+            return whole
+        typed = self._typed.get(layer.dtype)
+        if typed is None:
+            size = layer.dtype.itemsize
+            typed = self._typed[layer.dtype] = self.ring[: self.ring.numel() // size * size].view(layer.dtype)
+        return torch.as_strided(typed, layer.shape, strides(layer.shape), at // layer.dtype.itemsize)
+
+    def rebuild(self, number: int) -> torch.Tensor:
+        """Returns a weight in memory of its own, on the device. It takes memory beside the plan's."""
+        whole = self.whole[number]
+        if whole is not None:
+            return whole.clone()
+        layer, resident = self.layers[number], self.resident[number]
+        record = self.host_record(number).to(self.device) if resident is None else resident
+        out = torch.empty(layer.shape, dtype=layer.dtype, device=self.device)
+        self._decode([(number, out, record)])
+        return out
+
+    def rebuild_on_host(self, number: int) -> torch.Tensor:
+        """Returns a weight in host memory, rebuilt there."""
+        layer = self.layers[number]
+        base = layer.base.to("cpu") if layer.base is not None else None
+        out = torch.empty(layer.shape, dtype=layer.dtype, device="cpu")
+        _ops.reconstruct_into(out, base, *self.packed(number), False, 0)
+        return out
+
+    def packed(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Index map and blob of a layer, in host memory. The blob is a view of the arena."""
+        return self.layers[number].index_map, self._blob(number, self.host_record(number))
+
+    def _blob(self, number: int, record: torch.Tensor) -> torch.Tensor:
+        layer = self.layers[number]
+        return record[layer.blob_at : layer.record_bytes]
+
+    def _decode(self, items: Sequence[tuple[int, torch.Tensor, torch.Tensor]]) -> None:
+        """Rebuilds layers to tensors, each from its record on the device."""
+        for number, out, record in items:
+            layer = self.layers[number]
+            _ops.reconstruct_into(out, layer.base, layer.index_map, self._blob(number, record), False, 0)
+
+    # ---- Backend ------------------------------------------------------------------
+
+    def queue(self) -> Hashable:
+        return 0
+
+    def copy(self, buffer: int, moves: Sequence[Move]) -> None:
+        begin = self.stamp(True) if self.spans is not None else None
+        for first, to, size in self._runs(moves):
+            self.buffers[buffer][to : to + size].copy_(self.arena.tensor[first : first + size], non_blocking=True)
+        if self.spans is not None:
+            self.spans.append(("copy", begin, self.stamp(True)))
+
+    def _runs(self, moves: Sequence[Move]) -> list[tuple[int, int, int]]:
+        """First byte in the arena, first byte in the buffer, and bytes, of moves that follow each other in both."""
+        runs: list[tuple[int, int, int]] = []
+        for number, to in moves:
+            layer = self.layers[number]
+            if runs and layer.at - runs[-1][0] == to - runs[-1][1] == aligned(runs[-1][2]):
+                runs[-1] = (*runs[-1][:2], layer.at - runs[-1][0] + layer.record_bytes)
+            else:
+                runs.append((layer.at, to, layer.record_bytes))
+        return runs
+
+    def decode(self, buffer: int | None, items: Sequence[Item]) -> None:
+        begin = self.stamp(False) if self.spans is not None else None
+        self._decode_items(buffer, items)
+        if self.spans is not None:
+            self.spans.append(("decode", begin, self.stamp(False)))
+
+    def _decode_items(self, buffer: int | None, items: Sequence[Item]) -> None:
+        todo = []
+        for number, to, source in items:
+            record = self.resident[number]
+            if source is not None:
+                assert buffer is not None
+                record = self.buffers[buffer][source : source + self.layers[number].record_bytes]
+            assert record is not None
+            todo.append((number, self.weight(number, to), record))
+        self._decode(todo)
+
+    def record(self, copies: bool) -> Any:
+        return None
+
+    def wait(self, copies: bool, mark: Any) -> None:
+        pass
+
+    # ---- time and end ---------------------------------------------------------------
+
+    def refuse_capture(self) -> None:
+        """Raises UnsupportedError while a CUDA graph is captured."""
+
+    def map_host(self, table: torch.Tensor) -> torch.Tensor | None:
+        """Returns memory of the arena as the device sees it; None if it does not."""
+        return table
+
+    def wait_for_all(self) -> None:
+        """Makes the host wait for the device."""
+
+    def check(self) -> None:
+        """Waits, and raises what went wrong on the device since the last call."""
+
+    def stamp(self, copies: bool) -> Any:
+        """Returns a point in time: when copies, or the current queue, are as far as now."""
+        return time.perf_counter()
+
+    def seconds(self, begin: Any, end: Any) -> float:
+        """Returns the time between two stamps. Waits for them."""
+        return float(end - begin)
+
+    def close(self) -> None:
+        """Gives everything back."""
+        self.whole = []
+        self.resident = []
+        self.layers = []
+        self._drop_rooms()
+        self.arena.close()
+
+
+def base_parts(base: AnyBase) -> list[torch.Tensor]:
+    """Returns the tensors that a base is made of."""
+    return base.parts() if isinstance(base, QuantizedTensor) else [] if base is None else [base]
+
+
+def strides(shape: Sequence[int]) -> list[int]:
+    """Returns the strides of a contiguous tensor."""
+    out = [1] * len(shape)
+    for i in range(len(shape) - 2, -1, -1):
+        out[i] = out[i + 1] * max(shape[i + 1], 1)
+    return out

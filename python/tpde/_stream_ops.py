@@ -1,0 +1,153 @@
+"""The operators that streamed modules call: torch.ops.tpde.streamed_linear and the like.
+
+To torch.compile each is one opaque step: what is copied, decoded and waited for happens inside, when it runs. A layer
+is called by a number that stands for it as long as its module lives.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch.nn import functional as F
+
+from tpde import _ops
+from tpde._status import HandleError, UnsupportedError
+from tpde._stream_engine import Engine
+
+_library = _ops._library
+_tags = (torch.Tag.pt2_compliant_tag,)
+# layer: Entry.handle. dtype: what the weight is converted to before it is used (autocast); None: nothing.
+_library.define(
+    "streamed_linear(Tensor input, Tensor? bias, int layer, SymInt out_features, ScalarType? dtype) -> Tensor",
+    tags=_tags,
+)
+_library.define(
+    "streamed_linear_backward(Tensor grad, int layer, SymInt in_features, ScalarType? dtype) -> Tensor", tags=_tags
+)
+_library.define("streamed_rows(Tensor indices, int layer, SymInt width, ScalarType dtype) -> Tensor", tags=_tags)
+
+
+class Entry:
+    """A layer of an engine, as a module knows it. transposed: the weight is [in_features, out_features]."""
+
+    def __init__(self, engine: Engine, number: int, transposed: bool = False) -> None:
+        self.engine, self.number, self.transposed = engine, number, transposed
+        with _lock:
+            self.handle = next(_handles)
+            _entries[self.handle] = self
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise UnsupportedError(
+            "a streamed model cannot be copied or pickled: its weights are in host memory of its own; keep what it was "
+            "loaded from, or Runtime.unload() it first"
+        )
+
+
+_lock = threading.Lock()
+_handles = itertools.count(1)
+_entries: weakref.WeakValueDictionary[int, Entry] = weakref.WeakValueDictionary()
+
+
+def _entry(handle: int) -> Entry:
+    found = _entries.get(handle)
+    if found is None:
+        raise HandleError("the streamed model that this layer belongs to is gone")
+    return found
+
+
+@torch.library.impl(_library, "streamed_linear", "CompositeExplicitAutograd")
+def _linear(
+    input: torch.Tensor, bias: torch.Tensor | None, layer: int, out_features: int, dtype: torch.dtype | None
+) -> torch.Tensor:
+    entry = _entry(layer)
+
+    def use(weight: torch.Tensor) -> torch.Tensor:
+        added = bias
+        if dtype is not None:
+            weight = weight.to(dtype)
+            added = None if bias is None else bias.to(dtype)
+        if not entry.transposed:
+            return F.linear(input, weight, added)
+        flat = input.reshape(-1, input.shape[-1])
+        out = flat @ weight if added is None else torch.addmm(added, flat, weight)
+        return out.view(*input.shape[:-1], out_features)
+
+    return entry.engine.run(entry.number, use)
+
+
+@torch.library.impl(_library, "streamed_linear_backward", "CompositeExplicitAutograd")
+def _linear_backward(grad: torch.Tensor, layer: int, in_features: int, dtype: torch.dtype | None) -> torch.Tensor:
+    entry = _entry(layer)
+
+    def use(weight: torch.Tensor) -> torch.Tensor:
+        if dtype is not None:
+            weight = weight.to(dtype)
+        return grad.matmul(weight.t() if entry.transposed else weight)
+
+    return entry.engine.run(entry.number, use)
+
+
+@torch.library.impl(_library, "streamed_rows", "CompositeExplicitAutograd")
+def _rows(indices: torch.Tensor, layer: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+    entry = _entry(layer)
+    return entry.engine.rows(entry.number, indices)
+
+
+@torch.library.register_fake("tpde::streamed_linear", lib=_library)  # type: ignore[untyped-decorator]
+def _linear_fake(
+    input: torch.Tensor, bias: torch.Tensor | None, layer: int, out_features: int, dtype: torch.dtype | None
+) -> torch.Tensor:
+    return input.new_empty((*input.shape[:-1], out_features))
+
+
+@torch.library.register_fake("tpde::streamed_linear_backward", lib=_library)  # type: ignore[untyped-decorator]
+def _linear_backward_fake(grad: torch.Tensor, layer: int, in_features: int, dtype: torch.dtype | None) -> torch.Tensor:
+    return grad.new_empty((*grad.shape[:-1], in_features))
+
+
+@torch.library.register_fake("tpde::streamed_rows", lib=_library)  # type: ignore[untyped-decorator]
+def _rows_fake(indices: torch.Tensor, layer: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+    return indices.new_empty((*indices.shape, width), dtype=dtype)
+
+
+def _linear_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    input, bias, ctx.layer, _, ctx.dtype = inputs
+    ctx.in_features = input.shape[-1]
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _linear_gradients(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    grad_input = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        grad_input = streamed_linear_backward(grad, ctx.layer, ctx.in_features, ctx.dtype)
+    if ctx.needs_input_grad[1]:
+        grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias_dtype)
+    return grad_input, grad_bias, None, None, None
+
+
+def _backward_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    grad, ctx.layer, _, ctx.dtype = inputs
+    ctx.out_features = grad.shape[-1]
+
+
+def _backward_gradients(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    """Of the gradient, which is linear in what it was computed from."""
+    return streamed_linear(grad, None, ctx.layer, ctx.out_features, ctx.dtype), None, None, None
+
+
+torch.library.register_autograd("tpde::streamed_linear", _linear_gradients, setup_context=_linear_context, lib=_library)
+torch.library.register_autograd(
+    "tpde::streamed_linear_backward", _backward_gradients, setup_context=_backward_context, lib=_library
+)
+
+# (input, bias, layer, out_features, dtype) -> tensor
+streamed_linear: Callable[..., torch.Tensor] = torch.ops.tpde.streamed_linear.default
+# (grad, layer, in_features, dtype) -> tensor
+streamed_linear_backward: Callable[..., torch.Tensor] = torch.ops.tpde.streamed_linear_backward.default
+# (indices, layer, width, dtype) -> tensor
+streamed_rows: Callable[..., torch.Tensor] = torch.ops.tpde.streamed_rows.default
