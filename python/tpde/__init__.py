@@ -39,7 +39,7 @@ from tpde._status import (
 )
 
 if TYPE_CHECKING:
-    from tpde import cuda, nn
+    from tpde import cuda, nn, runtime
     from tpde._api import inspect, pack, pack_chain, unpack, verify
     from tpde._reports import DeltaReport, FileReport, TensorReport, Totals, UnpackReport
     from tpde._tensors import (
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         scatter_add,
     )
     from tpde.quant import QuantizedTensor, quantize
+    from tpde.runtime import BudgetError, PackedLayer, load_into, offload
 
     __version__: str
 
@@ -71,12 +72,14 @@ _HOMES = {
         "scatter_add",
     ),
     "quant": ("QuantizedTensor", "quantize"),
+    "runtime": ("BudgetError", "PackedLayer", "load_into", "offload"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "ArgumentError",
     "BaseMismatchError",
+    "BudgetError",
     "CanceledError",
     "ChainError",
     "ChecksumError",
@@ -91,6 +94,7 @@ __all__ = [
     "InternalError",
     "LimitError",
     "NotFoundError",
+    "PackedLayer",
     "QuantizedTensor",
     "ReadWriteError",
     "ShortBufferError",
@@ -106,13 +110,16 @@ __all__ = [
     "cuda",
     "encode",
     "inspect",
+    "load_into",
     "load_tensor",
     "nn",
+    "offload",
     "pack",
     "pack_chain",
     "quantize",
     "read_index",
     "reconstruct",
+    "runtime",
     "save_tensor",
     "scatter_add",
     "unpack",
@@ -124,7 +131,7 @@ def __getattr__(name: str) -> Any:
     value: Any
     if name in _HOME_OF:
         value = getattr(importlib.import_module(f"tpde.{_HOME_OF[name]}"), name)
-    elif name in ("cuda", "nn"):
+    elif name in ("cuda", "nn", "runtime"):
         value = importlib.import_module(f"tpde.{name}")
     elif name == "__version__":
         from importlib.metadata import version

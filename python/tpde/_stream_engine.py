@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.nn import functional as F
@@ -70,6 +70,12 @@ class Engine:
         self._tracing = False
         self._traced: list[tuple[str, Any, Any]] = []
 
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise UnsupportedError(
+            "a streamed model cannot be copied or pickled: its weights are in host memory of its own; keep what it was "
+            "loaded from, or call Runtime.unload() first"
+        )
+
     # ---- layers -------------------------------------------------------------------
 
     def run(self, number: int, use: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
@@ -110,6 +116,10 @@ class Engine:
         """The rows, where the device can read them; in host memory if it cannot."""
         found = self._device_tables[number]
         return self._tables[number][0] if found is None else found
+
+    def host_table(self, number: int) -> torch.Tensor:
+        """The rows, in host memory."""
+        return self._tables[number][0]
 
     def map_tables(self) -> None:
         """Makes rows in pinned memory readable for kernels, so that only those that are looked up cross the link."""

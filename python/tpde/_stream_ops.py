@@ -10,13 +10,13 @@ import itertools
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from tpde import _ops
-from tpde._status import HandleError, UnsupportedError
+from tpde._status import HandleError
 from tpde._stream_engine import Engine
 
 _library = _ops._library
@@ -33,19 +33,16 @@ _library.define("streamed_rows(Tensor indices, int layer, SymInt width, ScalarTy
 
 
 class Entry:
-    """A layer of an engine, as a module knows it. transposed: the weight is [in_features, out_features]."""
+    """A layer of an engine, as a module knows it.
 
-    def __init__(self, engine: Engine, number: int, transposed: bool = False) -> None:
-        self.engine, self.number, self.transposed = engine, number, transposed
+    tie: the same for modules that share a weight. transposed: the weight is [in_features, out_features].
+    """
+
+    def __init__(self, engine: Engine, number: int, tie: int, transposed: bool = False) -> None:
+        self.engine, self.number, self.tie, self.transposed = engine, number, tie, transposed
         with _lock:
             self.handle = next(_handles)
             _entries[self.handle] = self
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise UnsupportedError(
-            "a streamed model cannot be copied or pickled: its weights are in host memory of its own; keep what it was "
-            "loaded from, or Runtime.unload() it first"
-        )
 
 
 _lock = threading.Lock()
