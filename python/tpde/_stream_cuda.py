@@ -17,7 +17,7 @@ from tpde import _core, _cuda, _cuda_base
 from tpde._arena import Arena
 from tpde._residency import ALIGN, Plan, aligned
 from tpde._status import UnsupportedError
-from tpde._stream_memory import Memory
+from tpde._stream_memory import AnyBase, Memory
 from tpde._stream_schedule import Item, Move
 from tpde.quant import QuantizedTensor
 
@@ -69,8 +69,10 @@ class CudaMemory(Memory):
         self._bases.append(None)
         with _cuda.lock:
             _cuda._slots["stream", id(slot)] = slot
-        # The descriptor of a quantised base takes an allocation, too.
-        return slot.take_image(), aligned(slot.status.nbytes) + ALIGN
+        return slot.take_image(), aligned(slot.status.nbytes)
+
+    def _descriptor_bytes(self, base: AnyBase) -> int:
+        return ALIGN if isinstance(base, QuantizedTensor) else 0
 
     # ---- plans --------------------------------------------------------------------
 

@@ -138,13 +138,16 @@ class Engine:
     # ---- plans --------------------------------------------------------------------
 
     def apply(self, budget: int, fixed_bytes: int, rates: Rates | None) -> Plan:
-        """Plans for a budget and moves everything. Raises BudgetError, and changes nothing then."""
+        """Plans for a budget and moves everything. Raises BudgetError, and changes nothing then.
+
+        fixed_bytes: of everything that is not streamed.
+        """
         with self.lock:
             calls: Counter[int] = Counter()
             if self.order is not None and self.schedule is not None and self.schedule.counts.passes:
                 calls.update(self.order.uses)
             sizes = [layer.size(max(calls[i], 1)) for i, layer in enumerate(self.memory.layers)]
-            plan = make_plan(sizes, budget, fixed_bytes, rates)
+            plan = make_plan(sizes, budget, fixed_bytes + self.memory.fixed_bytes(), rates)
             self.plan = self.schedule = None
             self.memory.apply(plan)
             self.order = self.order or Order(range(len(sizes)))

@@ -41,8 +41,10 @@ class Layer:
     blob_at: int
     """First byte of the blob, in the record."""
     blob_bytes: int
-    extra_bytes: int = 0
-    """Of the device's memory that it takes besides."""
+    status_bytes: int = 0
+    """Of the device's memory, always."""
+    descriptor_bytes: int = 0
+    """Of the device's memory, with the base."""
 
     @property
     def weight_bytes(self) -> int:
@@ -54,7 +56,7 @@ class Layer:
 
     def size(self, calls: int = 1) -> LayerSize:
         """What the planner is told."""
-        base = sum(aligned(part.nbytes) for part in base_parts(self.base)) + self.extra_bytes
+        base = sum(aligned(part.nbytes) for part in base_parts(self.base)) + self.descriptor_bytes
         return LayerSize(self.name, self.block, self.weight_bytes, base, self.record_bytes, calls)
 
 
@@ -90,21 +92,25 @@ class Memory:
             raise ArgumentError(
                 f"{name}: expected a base of {info.dtype} and shape {info.shape}, got {base.dtype}, {list(base.shape)}"
             )
-        head, extra = self._head(name, index_map)
+        head, status_bytes = self._head(name, index_map)
         parts = (head, data_blob)
         blob_at = _arena.offsets(parts)[1]
         at = self.arena.add(parts)[0]
         layer = Layer(
-            name, block, tuple(info.shape), info.dtype, base, index_map, at, blob_at, data_blob.numel(), extra
-        )
+            name, block, tuple(info.shape), info.dtype, base, index_map, at, blob_at, data_blob.numel(),
+            status_bytes, self._descriptor_bytes(base),
+        )  # fmt: skip
         self.layers.append(layer)
         self.whole.append(None)
         self.resident.append(None)
         return layer
 
     def _head(self, name: str, index_map: torch.Tensor) -> tuple[torch.Tensor, int]:
-        """Returns what the decoder reads beside the blob, and the bytes that a layer takes of the device besides."""
+        """Returns what the decoder reads beside the blob, and the bytes that a layer takes of the device always."""
         return index_map, 0
+
+    def _descriptor_bytes(self, base: AnyBase) -> int:
+        return 0
 
     def host_record(self, number: int) -> torch.Tensor:
         """The record of a layer in the arena."""
@@ -113,14 +119,20 @@ class Memory:
 
     # ---- plans --------------------------------------------------------------------
 
+    def fixed_bytes(self) -> int:
+        """What layers take of the device whatever the plan is."""
+        return sum(layer.status_bytes for layer in self.layers)
+
     def held_bytes(self) -> int:
-        """What layers, ring and buffers take of the device."""
+        """What layers, ring and buffers take of the device besides."""
         held = sum(aligned(t.nbytes) for t in (*self.whole, *self.resident, self.ring, *self.buffers) if t is not None)
-        for layer in self.layers:
-            parts = base_parts(layer.base)
-            if parts and parts[0].device == self.device:
-                held += sum(aligned(part.nbytes) for part in parts)
-            held += layer.extra_bytes
+        for layer, whole in zip(self.layers, self.whole, strict=True):
+            for part in base_parts(layer.base):
+                # On a CPU, a base that is not needed stays where it is.
+                if part.device == self.device and (whole is None or self.device.type != "cpu"):
+                    held += aligned(part.nbytes)
+            if whole is None:
+                held += layer.descriptor_bytes
         return held
 
     def apply(self, plan: Plan) -> None:

@@ -158,7 +158,7 @@ def is_streamable_embedding(module: nn.Module) -> bool:
     return type(module) is nn.Embedding and module.max_norm is None
 
 
-def streamed_class(cls: type) -> type:
+def streamed_class(cls: type) -> Any:
     """Returns the class that a module of a class becomes."""
     found = _classes.get(cls)
     if found is None:
@@ -167,7 +167,7 @@ def streamed_class(cls: type) -> type:
     return found
 
 
-_classes: dict[type, type] = {nn.Linear: StreamedLinear, nn.Embedding: StreamedEmbedding}
+_classes: dict[type, Any] = {nn.Linear: StreamedLinear, nn.Embedding: StreamedEmbedding}
 
 
 def stream(module: nn.Module, entry: Entry) -> None:
@@ -185,7 +185,7 @@ def restore(module: nn.Module, weight: nn.Parameter) -> None:
     assert isinstance(module, _Streamed)
     cls = module._ordinary
     del module._ordinary, module._entry, module._trainable
-    module.__class__ = cls
+    cast(Any, module).__class__ = cls
     # Where it was: parameters are iterated over in the order in which they were made.
     others = dict(module._parameters)
     module._parameters.clear()
