@@ -1,0 +1,254 @@
+"""What the host does when a model is streamed through a GPU, with a stand-in for the GPU (fake_gpu.py)."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from types import SimpleNamespace
+from typing import ClassVar
+
+import pytest
+import torch
+
+import tpde
+from support import assert_same_bits
+from tiny_models import GPT2, Llama, made, tokens
+from tpde import _arena, _cuda, _stream_pack
+from tpde._arena import Arena
+from tpde._residency import Residency, smallest_budget
+from tpde._stream_cuda import CudaMemory
+
+
+class Stream:
+    """Notes what it is told."""
+
+    log: ClassVar[list[tuple]] = []
+
+    def __init__(self, name) -> None:
+        self.name = name
+        self.cuda_stream = id(self)
+
+    def wait_event(self, event) -> None:
+        self.log.append(("wait", self.name, event.stream.name))
+
+    def synchronize(self) -> None:
+        self.log.append(("synchronize", self.name))
+
+
+class Event:
+    stream = None
+
+    def __init__(self, enable_timing=False) -> None:
+        pass
+
+    def record(self, stream) -> None:
+        self.stream = stream
+        Stream.log.append(("record", stream.name))
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, other) -> float:
+        return 1.0
+
+
+@pytest.fixture
+def streams(gpu, monkeypatch):
+    """CudaMemory on the stand-in. `current` is the stream that is current."""
+    state = SimpleNamespace(gpu=gpu, current=Stream("main"), stack=[], recorded=[])
+    Stream.log = []
+
+    @contextlib.contextmanager
+    def on(stream):
+        before, state.current = state.current, stream
+        yield
+        state.current = before
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("copies"))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: state.current)
+    monkeypatch.setattr(_cuda, "stream", lambda index: id(state.current))
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: state.recorded.append(stream.name))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: Stream.log.append(("synchronize", "all")))
+    monkeypatch.setattr(_stream_pack, "_memory", CudaMemory)
+    yield state
+    gc.collect()
+
+
+def offloaded(model, share, base="int4"):
+    """share: of the budget between the smallest and what holds everything."""
+    runtime = tpde.offload(model, base, device="cpu", reserve=0, codec="elias", workers=1)
+    plan = runtime.plan
+    smallest = smallest_budget(plan.layers, plan.fixed_bytes)
+    whole = plan.fixed_bytes + sum(n.weight_bytes for n in plan.layers)
+    runtime.set_vram(smallest + int(share * (whole - smallest)), reserve=0)
+    return runtime
+
+
+@pytest.mark.parametrize("kind", [Llama, GPT2])
+@pytest.mark.parametrize("base", ["int4", "none"])
+@pytest.mark.parametrize("share", [0.0, 0.6, 1.0])
+def test_logits(streams, kind, base, share):
+    model = made(kind, blocks=2)
+    expected = model(tokens()).detach()
+    runtime = offloaded(model, share, base)
+    for _ in range(3):
+        assert_same_bits(model(tokens()).detach(), expected)
+    runtime.synchronize()
+    tpde.runtime.of(model).set_vram(runtime.vram - 512 if share else runtime.vram, reserve=0)
+    assert_same_bits(model(tokens()).detach(), expected)
+    runtime.unload()
+    assert_same_bits(model(tokens()).detach(), expected)
+
+
+def test_the_host_waits_for_nothing_in_a_pass(streams):
+    model = made(Llama, blocks=2)
+    offloaded(model, 0.0)
+    model(tokens())
+    Stream.log.clear()
+    model(tokens())
+    assert not [entry for entry in Stream.log if entry[0] == "synchronize"]
+    waits = [entry[1:] for entry in Stream.log if entry[0] == "wait"]
+    assert set(waits) == {("main", "copies"), ("copies", "main")}, "on one stream no use is waited for"
+
+
+def test_side_streams_are_waited_for(streams):
+    model = made(Llama, blocks=2)
+    expected = model(tokens()).detach()
+    offloaded(model, 0.0)
+    both = Stream("main"), Stream("side")
+    Stream.log.clear()
+    for number, layer in enumerate([*model.layers, model.lm_head]):
+        layer.register_forward_pre_hook(lambda *_, on=both[number % 2]: setattr(streams, "current", on))
+    assert_same_bits(model(tokens()).detach(), expected)
+    waits = {entry[1:] for entry in Stream.log if entry[0] == "wait"}
+    assert ("side", "main") in waits or ("main", "side") in waits
+    assert "side" in streams.recorded and "copies" in streams.recorded
+
+
+def test_a_launch_is_for_a_batch(streams):
+    model = made(Llama, blocks=2)
+    runtime = offloaded(model, 0.0)
+    model(tokens())
+    streams.gpu.calls.clear()
+    model(tokens())
+    launches = [n for name, n in streams.gpu.calls if name == "reconstruct"]
+    decoded = sum(kind is not Residency.WHOLE for kind in runtime.plan.residency)
+    assert sum(launches) == decoded and len(launches) < decoded
+
+
+def test_damage_is_reported(streams):
+    model = made(Llama, blocks=2)
+    runtime = offloaded(model, 0.0)
+    number = next(i for i, kind in enumerate(runtime.plan.residency) if kind is Residency.STREAMED)
+    memory = runtime._engine().memory
+    layer = memory.layers[number]
+    memory.host_record(number)[layer.blob_at : layer.record_bytes].fill_(0xFF)
+    for _ in range(2):
+        with contextlib.suppress(tpde.TpdeError):
+            model(tokens())
+    with pytest.raises(tpde.TpdeError, match=layer.name):
+        runtime.synchronize()
+    model(tokens())
+    with pytest.raises(tpde.TpdeError, match=layer.name):
+        tpde.cuda._cuda.synchronize(memory.device)
+
+
+def test_capture_is_refused(streams):
+    model = made(Llama, blocks=2)
+    expected = model(tokens()).detach()
+    runtime = offloaded(model, 0.0)
+    streams.gpu.capturing = True
+    with pytest.raises(tpde.UnsupportedError, match="CUDA graph"):
+        model(tokens())
+    streams.gpu.capturing = False
+    runtime.set_vram(None, reserve=0)
+    streams.gpu.capturing = True
+    assert_same_bits(model(tokens()).detach(), expected)
+    streams.gpu.capturing = False
+
+
+def test_zstd_is_refused(streams):
+    model = made(Llama, blocks=1)
+    expected = model(tokens()).detach()
+    with pytest.raises(tpde.UnsupportedError, match="another codec"):
+        tpde.offload(model, codec="zstd", device="cpu")
+    assert_same_bits(model(tokens()).detach(), expected)
+
+
+def test_everything_is_given_back(streams):
+    model = made(Llama, blocks=2)
+    offloaded(model, 0.3)
+    model(tokens())
+    assert streams.gpu.index and _cuda._slots
+    Stream.log.clear()
+    del model
+    gc.collect()
+    assert not streams.gpu.index and not _cuda._slots
+    assert ("synchronize", "copies") in Stream.log, "before memory goes that is copied to"
+
+
+# ---- the arena --------------------------------------------------------------------
+
+
+class Runtime:
+    """CUDA's, as far as an arena needs it."""
+
+    def __init__(self, code: int = 0) -> None:
+        self.code, self.locked = code, {}
+
+    def cudaHostRegister(self, address, n, flags):
+        if self.code == 0:
+            self.locked[address] = n
+        return self.code
+
+    def cudaHostUnregister(self, address):
+        del self.locked[address]
+
+
+@pytest.fixture
+def locking(monkeypatch):
+    runtime = Runtime()
+    monkeypatch.setattr(_arena, "_runtime", lambda: runtime)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "CudaError", lambda code: RuntimeError(f"out of memory ({code})"))
+    return runtime
+
+
+def filled() -> Arena:
+    arena = Arena(1 << 30)
+    arena.add([torch.arange(5000), torch.zeros(3, dtype=torch.uint8)])
+    return arena
+
+
+def test_an_arena_locks_what_is_used(locking):
+    arena = filled()
+    assert [one % 256 for one in arena.add([torch.ones(3), torch.ones(1)])] == [0, 0]
+    assert arena.tensor[40_000 + 192 : 40_000 + 195].tolist() == [0, 0, 0]
+    arena.seal(None, torch.device("cuda"))
+    assert arena.pinned and list(locking.locked.values()) == [40960]
+    del arena
+    gc.collect()
+    assert not locking.locked
+
+
+def test_an_arena_says_why_it_is_pageable(locking):
+    locking.code = 2
+    arena = filled()
+    arena.seal(None, torch.device("cuda"))
+    assert not arena.pinned and "out of memory" in arena.why_not and "ulimit" in arena.why_not
+    with pytest.raises(tpde.UnsupportedError, match="GB/s"):
+        filled().seal(True, torch.device("cuda"))
+    quiet = filled()
+    quiet.seal(False, torch.device("cuda"))
+    assert not quiet.pinned and not quiet.why_not
+
+
+def test_an_arena_has_an_end():
+    arena = Arena(8192)
+    with pytest.raises(tpde.LimitError, match="reserved"):
+        arena.add([torch.zeros(3000)])
+    with pytest.raises(tpde.LimitError, match="addresses"):
+        Arena(1 << 62)
+    assert arena.add([torch.zeros(0)]) == [0]
