@@ -267,6 +267,28 @@ def test_a_failure_to_decode_or_copy(monkeypatch):
         assert_same_bits(model(tokens()).detach(), expected)
 
 
+def test_a_plan_that_cannot_be_applied(monkeypatch):
+    model = made(Llama)
+    expected = model(tokens()).detach()
+    runtime = offloaded(model, 0.5)
+    memory = engine_of(runtime).memory
+    for share in (0.0, 1.0):
+        with monkeypatch.context() as patch:
+
+            def fail(*arguments):
+                raise torch.OutOfMemoryError("out of memory")
+
+            patch.setattr(memory, "host_record" if share else "_rooms_made", fail)
+            with pytest.raises(torch.OutOfMemoryError):
+                runtime.set_vram(budget(runtime, share), reserve=0)
+        with pytest.raises(tpde.UnsupportedError, match="set_vram"):
+            model(tokens())
+        with pytest.raises(tpde.UnsupportedError, match="set_vram"):
+            runtime.report()
+        runtime.set_vram(runtime.vram, reserve=0)
+        assert_same_bits(model(tokens()).detach(), expected)
+
+
 def test_models_beside_each_other():
     models = [made(Llama, seed=seed) for seed in range(2)]
     expected = [model(tokens()).detach() for model in models]

@@ -98,3 +98,18 @@ def test_lora_trains_as_on_the_resident_model(name):
     assert results[0]
     for mine, theirs in zip(*results, strict=True):
         assert_same_bits(mine, theirs)
+
+
+def test_inside_a_model_that_accelerate_dispatched():
+    accelerate = pytest.importorskip("accelerate")
+    model = made("llama")
+    with torch.no_grad():
+        expected = model(**inputs("llama")).logits
+        model = accelerate.dispatch_model(model, {"": "cpu"}, main_device="cpu", force_hooks=True)
+        assert hasattr(model.model.layers[0].self_attn.q_proj, "_hf_hook")
+        runtime = offloaded(model)
+        before = runtime._engine().schedule.counts.uses
+        assert_same_bits(model(**inputs("llama")).logits, expected)
+        assert runtime._engine().schedule.counts.uses - before == len(runtime.plan.layers)
+        runtime.unload()
+        assert_same_bits(model(**inputs("llama")).logits, expected)

@@ -165,12 +165,8 @@ class CudaMemory(Memory):
 
     # ---- time and end ---------------------------------------------------------------
 
-    def refuse_capture(self) -> None:
-        if torch.cuda.is_current_stream_capturing():
-            raise UnsupportedError(
-                "a streamed layer cannot be captured in a CUDA graph: what it copies and decodes depends on the calls "
-                "before it; layers that are whole can"
-            )
+    def capturing(self) -> bool:
+        return torch.cuda.is_current_stream_capturing()
 
     def map_host(self, table: torch.Tensor) -> torch.Tensor | None:
         if not self.arena.pinned or not table.numel():

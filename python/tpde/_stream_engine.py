@@ -88,7 +88,7 @@ class Engine:
             if schedule is None:
                 raise UnsupportedError("the streamed model has no plan: the last one failed; call Runtime.set_vram")
             if schedule.plan.residency[number] is not Residency.WHOLE:
-                self.memory.refuse_capture()
+                self._refuse_capture()
             at = schedule.acquire(number)
             try:
                 return use(self.memory.weight(number, at))
@@ -99,8 +99,15 @@ class Engine:
     def rebuild(self, number: int) -> torch.Tensor:
         """Returns a weight in memory of its own, on the device."""
         with self.lock:
-            self.memory.refuse_capture()
+            self._refuse_capture()
             return self.memory.rebuild(number)
+
+    def _refuse_capture(self) -> None:
+        if self.memory.capturing():
+            raise UnsupportedError(
+                "a streamed layer cannot be captured in a CUDA graph: what it copies and decodes depends on the calls "
+                "before it; layers that are whole can"
+            )
 
     # ---- embeddings -----------------------------------------------------------------
 
@@ -131,7 +138,7 @@ class Engine:
         table, padding = self.table(number), self._tables[number][1]
         if table.device == indices.device:
             return F.embedding(indices, table, padding)
-        self.memory.refuse_capture()
+        self._refuse_capture()
         # Pageable memory: the host looks the rows up, for which it waits for the indices.
         return F.embedding(indices.cpu(), table, padding).to(indices.device)
 
@@ -188,7 +195,7 @@ class Engine:
     def begin(self) -> None:
         """Notes that a forward pass begins."""
         with self.lock:
-            if self.schedule is None:
+            if self.schedule is None or self.memory.capturing():
                 return
             self.schedule.begin()
             self._traced = self.memory.spans or []
@@ -198,7 +205,7 @@ class Engine:
     def end(self) -> None:
         """Notes that a forward pass ends."""
         with self.lock:
-            if self._stamps[0] is not None:
+            if self._stamps[0] is not None and not self.memory.capturing():
                 self._stamps[1] = self.memory.stamp(False)
 
     def trace(self, on: bool) -> None:

@@ -82,8 +82,8 @@ class Memory:
 
         Raises ArgumentError for a base that does not fit, UnsupportedError for what the device cannot decode.
         """
+        index_map = index_map.cpu().clone()  # it may be a view of a large file
         info = _tensors.read_index(index_map)
-        index_map = index_map.cpu()
         if data_blob.numel() != info.blob_bytes:
             raise ArgumentError(f"{name}: expected a blob of {info.blob_bytes} bytes, got {data_blob.numel()}")
         if (base is not None) != info.has_base:
@@ -287,8 +287,9 @@ class Memory:
 
     # ---- time and end ---------------------------------------------------------------
 
-    def refuse_capture(self) -> None:
-        """Raises UnsupportedError while a CUDA graph is captured."""
+    def capturing(self) -> bool:
+        """Whether a CUDA graph is captured on the current queue."""
+        return False
 
     def map_host(self, table: torch.Tensor) -> torch.Tensor | None:
         """Returns memory of the arena as the device sees it; None if it does not."""

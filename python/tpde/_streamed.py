@@ -4,6 +4,7 @@ its hooks and attributes, and isinstance says what it did before.
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -143,8 +144,10 @@ def is_conv1d(cls: type) -> bool:
 def is_streamable(module: nn.Module) -> bool:
     """Whether a module is a linear layer that computes what one does, with a weight of its own."""
     cls = type(module)
-    if isinstance(module, _Streamed) or "weight" not in module._parameters or module._parameters["weight"] is None:
+    if isinstance(module, _Streamed) or module._parameters.get("weight") is None:
         return False
+    if "forward" in module.__dict__ and "_old_forward" not in module.__dict__:
+        return False  # somebody gave it another
     if isinstance(module, nn.Linear):
         # nn.MultiheadAttention takes the weight out of its projection, and does not call it.
         return cls.forward is nn.Linear.forward and not isinstance(
@@ -155,7 +158,8 @@ def is_streamable(module: nn.Module) -> bool:
 
 def is_streamable_embedding(module: nn.Module) -> bool:
     """Whether a module is an embedding of which rows can be looked up where they are."""
-    return type(module) is nn.Embedding and module.max_norm is None
+    replaced = "forward" in module.__dict__ and "_old_forward" not in module.__dict__
+    return type(module) is nn.Embedding and module.max_norm is None and not replaced
 
 
 def streamed_class(cls: type) -> Any:
@@ -178,6 +182,7 @@ def stream(module: nn.Module, entry: Entry) -> None:
     streamed = cast(_Streamed, module)
     streamed._ordinary, streamed._entry = cls, entry
     streamed._trainable = weight is not None and weight.requires_grad
+    _wrap_again(module)
 
 
 def restore(module: nn.Module, weight: nn.Parameter) -> None:
@@ -190,6 +195,13 @@ def restore(module: nn.Module, weight: nn.Parameter) -> None:
     others = dict(module._parameters)
     module._parameters.clear()
     module._parameters.update({"weight": weight, **others})
+    _wrap_again(module)
+
+
+def _wrap_again(module: nn.Module) -> None:
+    """accelerate's hooks call the forward that a module had when they were added; it has another now."""
+    if "_old_forward" in module.__dict__:
+        module.__dict__["_old_forward"] = types.MethodType(type(module).forward, module)
 
 
 def streamed_modules(module: nn.Module) -> list[_Streamed]:

@@ -64,7 +64,7 @@ class Runtime:
         Returns the plan. Raises BudgetError, which names the smallest budget that works, and changes nothing then.
         """
         engine, module = self._alive()
-        kept = None if reserve is None else 0 if reserve == 0 else _options.size_in_bytes("reserve", reserve)
+        kept = _kept(reserve)
         fixed = _stream_pack.fixed_bytes(module)
         budget = _everything(engine, fixed, kept) if vram is None else _options.size_in_bytes("vram", vram)
         left = budget - _reserved(budget, kept)
@@ -280,12 +280,16 @@ def _require_bases_fit(
 ) -> None:
     """Raises BudgetError where it is known without packing."""
     budget = _options.size_in_bytes("vram", vram)
-    kept = None if reserve is None else 0 if reserve == 0 else _options.size_in_bytes("reserve", reserve)
+    kept = _kept(reserve)
     weights = sum(aligned(group.weight.nbytes) for group in builder.groups.values())
     fixed = _stream_pack.fixed_bytes(module) - weights
     least = smallest_budget(_stream_pack.least_sizes(builder.groups, bits), fixed)
     if budget - _reserved(budget, kept) < least:
         raise _in_total(BudgetError(budget, least), budget, kept, " (nothing was packed yet; it may take more)")
+
+
+def _kept(reserve: int | str | None) -> int | None:
+    return reserve if reserve in (None, 0) else _options.size_in_bytes("reserve", reserve)
 
 
 def _reserved(budget: int, reserve: int | None) -> int:
