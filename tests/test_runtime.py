@@ -493,7 +493,7 @@ def test_operators_keep_their_promises():
     model = made(Llama, torch.float32)
     offloaded(model)
     module = model.layers[0].q_proj
-    x = torch.randn(2, 64, requires_grad=True)
+    x = torch.randn(2, 64)
     handle = module._entry.handle
     torch.library.opcheck(_stream_ops.streamed_linear, (x, None, handle, 64, None))
     torch.library.opcheck(_stream_ops.streamed_linear_backward, (x, handle, 64, None))
@@ -502,6 +502,21 @@ def test_operators_keep_their_promises():
     tpde.offload(double, None, device="cpu")
     leaf = torch.randn(2, 64, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda x: double(x).pow(2), (leaf,))
+
+
+def test_functional_transforms():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(24, 16), nn.Linear(16, 8, bias=False))
+    x = torch.randn(5, 24)
+
+    def one(row):
+        return model(row).square().sum()
+
+    transforms = torch.func.grad, lambda f: torch.vmap(torch.func.grad(f))
+    expected = [transform(one)(x) for transform in transforms]
+    offloaded(model)
+    for transform, result in zip(transforms, expected, strict=True):
+        assert torch.equal(transform(one)(x), result)
 
 
 def test_autocast_equals_the_resident_model():

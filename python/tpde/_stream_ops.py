@@ -112,39 +112,94 @@ def _rows_fake(indices: torch.Tensor, layer: int, width: int, dtype: torch.dtype
     return indices.new_empty((*indices.shape, width), dtype=dtype)
 
 
-def _linear_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    input, bias, ctx.layer, _, ctx.dtype = inputs
-    ctx.in_features = input.shape[-1]
-    ctx.bias_dtype = None if bias is None else bias.dtype
-
-
-def _linear_gradients(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    grad_input = grad_bias = None
-    if ctx.needs_input_grad[0]:
-        grad_input = streamed_linear_backward(grad, ctx.layer, ctx.in_features, ctx.dtype)
-    if ctx.needs_input_grad[1]:
-        grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias_dtype)
-    return grad_input, grad_bias, None, None, None
-
-
-def _backward_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    grad, ctx.layer, _, ctx.dtype = inputs
-    ctx.out_features = grad.shape[-1]
-
-
-def _backward_gradients(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    """Of the gradient, which is linear in what it was computed from."""
-    return streamed_linear(grad, None, ctx.layer, ctx.out_features, ctx.dtype), None, None, None
-
-
-torch.library.register_autograd("tpde::streamed_linear", _linear_gradients, setup_context=_linear_context, lib=_library)
-torch.library.register_autograd(
-    "tpde::streamed_linear_backward", _backward_gradients, setup_context=_backward_context, lib=_library
-)
-
 # (input, bias, layer, out_features, dtype) -> tensor
 streamed_linear: Callable[..., torch.Tensor] = torch.ops.tpde.streamed_linear.default
 # (grad, layer, in_features, dtype) -> tensor
 streamed_linear_backward: Callable[..., torch.Tensor] = torch.ops.tpde.streamed_linear_backward.default
 # (indices, layer, width, dtype) -> tensor
 streamed_rows: Callable[..., torch.Tensor] = torch.ops.tpde.streamed_rows.default
+
+
+class Linear(torch.autograd.Function):
+    """streamed_linear with gradients of input and bias. The weight is streamed again for them, and never kept."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        input: torch.Tensor, bias: torch.Tensor | None, layer: int, out_features: int, dtype: torch.dtype | None
+    ) -> torch.Tensor:
+        return streamed_linear(input, bias, layer, out_features, dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        """Apart from forward, so that torch.func.grad and the like work."""
+        input, bias, ctx.layer, _, ctx.dtype = inputs
+        ctx.in_features = input.shape[-1]
+        ctx.bias_dtype = None if bias is None else bias.dtype
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (grad,) = grads
+        grad_input = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_input = LinearBackward.apply(grad, ctx.layer, ctx.in_features, ctx.dtype)
+        if ctx.needs_input_grad[1]:
+            grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias_dtype)
+        return grad_input, grad_bias, None, None, None
+
+
+class LinearBackward(torch.autograd.Function):
+    """streamed_linear_backward with a gradient, for double backward: it is linear in what it takes."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad: torch.Tensor, layer: int, in_features: int, dtype: torch.dtype | None) -> torch.Tensor:
+        return streamed_linear_backward(grad, layer, in_features, dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        grad, ctx.layer, _, ctx.dtype = inputs
+        ctx.out_features = grad.shape[-1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return Linear.apply(grads[0], None, ctx.layer, ctx.out_features, ctx.dtype), None, None, None
+
+
+def _linear_batched(
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    input: torch.Tensor,
+    bias: torch.Tensor | None,
+    layer: int,
+    out_features: int,
+    dtype: torch.dtype | None,
+) -> tuple[torch.Tensor, int]:
+    """One more leading dimension is nothing new to a linear layer."""
+    inner = input.dim() - 1
+    if in_dims[0] is not None:
+        input, inner = input.movedim(in_dims[0], 0), inner - 1
+    if bias is None or in_dims[1] is None:
+        return streamed_linear(input, bias, layer, out_features, dtype), 0
+    bias = bias.movedim(in_dims[1], 0)
+    bias = bias.reshape(bias.shape[0], *[1] * inner, out_features)
+    return streamed_linear(input, None, layer, out_features, dtype) + bias, 0
+
+
+def _linear_backward_batched(
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    grad: torch.Tensor,
+    layer: int,
+    in_features: int,
+    dtype: torch.dtype | None,
+) -> tuple[torch.Tensor, int]:
+    assert in_dims[0] is not None
+    return streamed_linear_backward(grad.movedim(in_dims[0], 0), layer, in_features, dtype), 0
+
+
+if hasattr(torch.library, "register_vmap"):  # torch 2.5
+    torch.library.register_vmap("tpde::streamed_linear", _linear_batched, lib=_library)
+    torch.library.register_vmap("tpde::streamed_linear_backward", _linear_backward_batched, lib=_library)

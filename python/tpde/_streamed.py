@@ -134,7 +134,11 @@ def _linear(module: Any, input: Tensor, out_features: int) -> Tensor:
     if torch.is_autocast_enabled(kind) and input.is_floating_point() and input.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
         input = input.to(dtype)
-    return _stream_ops.streamed_linear(input, module.bias, module._entry.handle, out_features, dtype)
+    bias, layer = module.bias, module._entry.handle
+    if torch.is_grad_enabled() and (input.requires_grad or (bias is not None and bias.requires_grad)):
+        out: Tensor = _stream_ops.Linear.apply(input, bias, layer, out_features, dtype)
+        return out
+    return _stream_ops.streamed_linear(input, bias, layer, out_features, dtype)
 
 
 def is_conv1d(cls: type) -> bool:
