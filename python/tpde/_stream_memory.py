@@ -78,7 +78,7 @@ class Memory:
     # ---- layers -------------------------------------------------------------------
 
     def add(self, name: str, block: str, base: AnyBase, index_map: torch.Tensor, data_blob: torch.Tensor) -> Layer:
-        """Copies a packed weight to the arena. base is kept as it is.
+        """Copies a packed weight to the arena. base is kept, not copied.
 
         Raises ArgumentError for a base that does not fit, UnsupportedError for what the device cannot decode.
         """
@@ -92,6 +92,8 @@ class Memory:
             raise ArgumentError(
                 f"{name}: expected a base of {info.dtype} and shape {info.shape}, got {base.dtype}, {list(base.shape)}"
             )
+        if isinstance(base, torch.Tensor):
+            base = base.detach().contiguous()
         head, status_bytes = self._head(name, index_map)
         parts = (head, data_blob)
         blob_at = _arena.offsets(parts)[1]
@@ -151,9 +153,10 @@ class Memory:
             for number, kind in enumerate(plan.residency):
                 if kind is not Residency.WHOLE:
                     self._move_base(number, self.device)
+            left = plan.budget - plan.fixed_bytes - self.held_bytes()
             for number, kind in enumerate(plan.residency):
                 if kind is Residency.WHOLE and self.whole[number] is None:
-                    self._make_whole(number, plan.budget - plan.fixed_bytes)
+                    left -= self._make_whole(number, left)
             for number, kind in enumerate(plan.residency):
                 if kind is Residency.RESIDENT and self.resident[number] is None:
                     self.resident[number] = self.host_record(number).to(self.device, copy=True)
@@ -178,18 +181,20 @@ class Memory:
         elif layer.base is not None:
             layer.base = layer.base.to(device)
 
-    def _make_whole(self, number: int, budget: int) -> None:
-        layer = self.layers[number]
-        base_is_here = bool(base_parts(layer.base)) and base_parts(layer.base)[0].device == self.device
-        takes = aligned(layer.weight_bytes) + aligned(layer.record_bytes)
-        takes += 0 if base_is_here else layer.size().base_bytes
-        if self.held_bytes() + takes <= budget:
+    def _make_whole(self, number: int, left: int) -> int:
+        """Rebuilds a weight for good, taking no more than `left` bytes meanwhile. Returns what it takes in the end."""
+        size = self.layers[number].size()
+        parts = base_parts(self.layers[number].base)
+        base_is_here = bool(parts) and parts[0].device == self.device
+        takes = aligned(size.weight_bytes)
+        if takes + aligned(size.residual_bytes) + (0 if base_is_here else size.base_bytes) <= left:
             self._move_base(number, self.device)
             self.whole[number] = self.rebuild(number)
             self._move_base(number, torch.device("cpu"))
         else:  # slower, but takes nothing of the device but the weight
             self._move_base(number, torch.device("cpu"))
             self.whole[number] = self.rebuild_on_host(number).to(self.device)
+        return takes - (size.base_bytes if base_is_here else 0)
 
     # ---- weights ------------------------------------------------------------------
 

@@ -170,8 +170,8 @@ class Builder:
         self.arena.seal(pin, self.device)
         self.engine.map_tables()
         # Until a pass has shown another: the order in which modules were made.
-        numbers = [self._numbers[id(group)] for group in self.groups.values() if id(group) in self._numbers]
-        self.engine.order = Order(numbers)
+        numbers = [self._numbers[id(group)] for group in self.by_name.values() if id(group) in self._numbers]
+        self.engine.order = Order(list(dict.fromkeys(numbers)))
         return self.engine
 
 

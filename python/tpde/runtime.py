@@ -311,7 +311,9 @@ def _in_total(error: BudgetError, budget: int, reserve: int | None, what: str = 
 def _everything(engine: Engine, fixed: int, reserve: int | None) -> int:
     """Returns the budget that is there."""
     fixed += engine.memory.fixed_bytes()
-    if engine.memory.device.type == "cuda":
-        return engine.memory.held_bytes() + fixed + torch.cuda.mem_get_info(engine.memory.device)[0]
+    device = engine.memory.device
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return engine.memory.held_bytes() + fixed + torch.cuda.mem_get_info(device)[0] + cached
     least = fixed + sum(aligned(layer.weight_bytes) for layer in engine.memory.layers)
     return least + (_RESERVE if reserve is None else reserve)
