@@ -20,7 +20,9 @@ from tpde._status import HandleError
 from tpde._stream_engine import Engine
 
 _library = _ops._library
-_tags = (torch.Tag.pt2_compliant_tag,)
+_tags: tuple[Any, ...] = (torch.Tag.pt2_compliant_tag,)
+if hasattr(torch.Tag, "cudagraph_unsafe"):  # torch.compile's own CUDA graphs end before them and begin behind
+    _tags += (torch.Tag.cudagraph_unsafe,)
 # layer: Entry.handle. dtype: what the weight is converted to before it is used (autocast); None: nothing.
 _library.define(
     "streamed_linear(Tensor input, Tensor? bias, int layer, SymInt out_features, ScalarType? dtype) -> Tensor",
