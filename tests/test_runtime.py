@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import threading
 
 import pytest
@@ -248,6 +249,36 @@ def test_the_weight_of_a_streamed_layer():
     assert_same_bits(mine @ torch.eye(64).bfloat16(), weight @ torch.eye(64).bfloat16())
     assert engine_of(runtime).schedule.counts.launches == before, "no part of the schedule"
     assert isinstance(model.layers[0].up_proj, nn.Linear) and isinstance(model.embed_tokens, nn.Embedding)
+
+
+def test_state_dicts_have_the_weights():
+    model = made(Llama)
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    offloaded(model)
+    got = model.state_dict()
+    assert sorted(got) == sorted(expected)
+    buffer = io.BytesIO()
+    torch.save(got, buffer)
+    buffer.seek(0)
+    for state in (got, copy.deepcopy(got), torch.load(buffer, weights_only=True)):
+        for name, tensor in state.items():
+            assert_same_bits(tensor.clone(), expected[name])
+    with pytest.raises(RuntimeError, match="frozen"):
+        model.load_state_dict(expected)
+    fresh = made(Llama, seed=1)
+    fresh.load_state_dict(got)
+    assert_same_bits(fresh(tokens()).detach(), model(tokens()).detach())
+
+
+def test_made_in_inference_mode_and_trained_through_outside():
+    model = made(Llama)
+    expected, _ = gradients(copy.deepcopy(model), tokens())
+    with torch.inference_mode():
+        runtime = offloaded(model, 0.3)
+        model(tokens())
+        runtime.set_vram(budget(runtime, 0.6), reserve=0)
+    got, _ = gradients(model, tokens())
+    assert_same_bits(got, expected)
 
 
 def test_hooks_and_attributes_stay():

@@ -38,12 +38,22 @@ class RebuiltWeight(Tensor):
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"RebuiltWeight(shape={list(self.shape)}, dtype={self.dtype}, device={self.device})"
 
+    def rebuilt(self) -> Tensor:
+        """Returns the weight as an ordinary tensor."""
+        return self._entry.engine.rebuild(self._entry.number)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.rebuilt().__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
+
+    def __deepcopy__(self, memo: Any) -> Tensor:
+        return self.rebuilt()
+
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         def rebuilt(value: Any) -> Any:
-            return value._entry.engine.rebuild(value._entry.number) if isinstance(value, RebuiltWeight) else value
+            return value.rebuilt() if isinstance(value, RebuiltWeight) else value
 
         return func(*tree_map(rebuilt, args), **tree_map(rebuilt, kwargs or {}))
 
@@ -67,6 +77,28 @@ class _Streamed(nn.Module):
                 f"are {probe.dtype} on {probe.device}, rebuilt bit for bit; Runtime.unload() makes it an ordinary one"
             )
         return cast(_Streamed, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        # Without it, a checkpoint of the model would silently lack its weights. They are rebuilt as they are written.
+        destination[f"{prefix}weight"] = self.weight
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        if f"{prefix}weight" in state_dict:
+            error_msgs.append(f"{prefix}weight: a streamed weight is frozen; call Runtime.unload() first")
+            state_dict = {name: tensor for name, tensor in state_dict.items() if name != f"{prefix}weight"}
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def _dtype(self) -> torch.dtype:
         return self._entry.engine.memory.layers[self._entry.number].dtype

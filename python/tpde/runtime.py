@@ -14,11 +14,12 @@ so that adapters on top can be trained. On device="cpu" the same runs without st
 
 from __future__ import annotations
 
+import functools
 import re
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,20 @@ __all__ = ["BudgetError", "Measured", "PackedLayer", "Plan", "Rates", "Runtime",
 
 _RESERVE = 512 << 20  # at most, unless the caller says what
 _ATTRIBUTE = "_tpde_runtime"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _outside(function: F) -> F:
+    """Has no tensors made that are only good in inference mode, wherever it is called."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with torch.inference_mode(False), torch.no_grad():
+            return function(*args, **kwargs)
+
+    return cast(F, call)
+
 
 BaseMaker = Callable[[str, Tensor], AnyBase]
 
@@ -56,6 +71,7 @@ class Runtime:
         ]
         module.__dict__[_ATTRIBUTE] = self
 
+    @_outside
     def set_vram(self, vram: int | str | None = None, *, reserve: int | str | None = None) -> Plan:
         """Plans for another budget, and moves to VRAM or out of it what that takes. Waits for the device.
 
@@ -109,6 +125,7 @@ class Runtime:
         """Waits for the device and raises what went wrong there: CorruptError or ChecksumError, which name a layer."""
         self._alive()[0].memory.check()
 
+    @_outside
     def unload(self, device: torch.device | str = "cpu") -> None:
         """Makes the model an ordinary one on a device, with the weights it was made from, and gives all memory back.
 
@@ -144,6 +161,7 @@ class _PassHook:
             self._engine.end()
 
 
+@_outside
 def load_into(
     module: nn.Module,
     layers: Iterable[PackedLayer | tuple[Any, ...]],
@@ -179,6 +197,7 @@ def load_into(
     return _started(builder, vram, reserve, pin, rates)
 
 
+@_outside
 def offload(
     module: nn.Module,
     base: str | BaseMaker | None = "int4",
@@ -241,7 +260,7 @@ def _started(
             f"{engine.memory.arena.why_not}. Residuals are copied from pageable memory: at 10 to 16 GB/s instead of "
             "the link's full speed (55 with PCIe 5), the host waiting for each copy",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=4,  # who called load_into or offload
         )
     runtime.set_vram(vram, reserve=reserve)
     return runtime
