@@ -176,6 +176,11 @@ def test_a_budget_that_is_too_small():
     assert runtime.vram == smallest
     with pytest.raises(tpde.ArgumentError, match="vram"):
         runtime.set_vram("much")
+    for wrong in ({"vram": "much"}, {"reserve": -1}):
+        untouched = made(Llama)
+        with pytest.raises(tpde.ArgumentError, match=next(iter(wrong))):
+            tpde.offload(untouched, lambda name, weight: None, device="cpu", **wrong)
+        assert type(untouched.lm_head) is nn.Linear
 
 
 def test_the_reserve():

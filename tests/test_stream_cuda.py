@@ -177,6 +177,22 @@ def test_zstd_is_refused(streams):
     assert_same_bits(model(tokens()).detach(), expected)
 
 
+def test_auto_takes_a_codec_that_the_gpu_decodes(streams, monkeypatch):
+    model = made(Llama, blocks=1)
+    expected = model(tokens()).detach()
+    codecs = []
+    encode = tpde._tensors.encode
+
+    def watched(base, target, *, codec, **options):
+        codecs.append(codec)
+        return encode(base, target, codec="zstd" if codec == "auto" else "elias", **options)
+
+    monkeypatch.setattr(tpde._tensors, "encode", watched)
+    tpde.offload(model, vram="64MiB", device="cpu", workers=1)
+    assert codecs == ["auto", *["prefix"] * 8]
+    assert_same_bits(model(tokens()).detach(), expected)
+
+
 def test_everything_is_given_back(streams):
     model = made(Llama, blocks=2)
     offloaded(model, 0.3)
@@ -243,6 +259,27 @@ def test_an_arena_says_why_it_is_pageable(locking):
     quiet = filled()
     quiet.seal(False, torch.device("cuda"))
     assert not quiet.pinned and not quiet.why_not
+
+
+@pytest.mark.parametrize("load", [False, True])
+def test_a_model_is_as_it_was_if_nothing_can_be_locked(streams, monkeypatch, load):
+    def refuse(self, pin, device):
+        raise tpde.UnsupportedError("cannot page-lock")
+
+    model = made(Llama, blocks=1, tied=True)
+    expected = model(tokens()).detach()
+    layers = []
+    for name, module in model.named_modules():
+        if "proj" in name:
+            layers.append((name, None, *tpde.encode(None, module.weight, codec="elias")))
+    monkeypatch.setattr(Arena, "seal", refuse)
+    with pytest.raises(tpde.UnsupportedError, match="page-lock"):
+        if load:
+            tpde.load_into(model, layers, pin=True, device="cpu")
+        else:
+            tpde.offload(model, pin=True, device="cpu", workers=1, codec="elias")
+    assert model.lm_head.weight is model.embed_tokens.weight and type(model.lm_head) is torch.nn.Linear
+    assert_same_bits(model(tokens()).detach(), expected)
 
 
 def test_an_arena_has_an_end():

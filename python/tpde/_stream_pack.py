@@ -158,17 +158,21 @@ class Builder:
             raise
 
     def finish(self, pin: bool | None) -> Engine:
-        """Puts everything else of the module on the device. Returns the engine, which has no plan yet."""
-        self.replace()
+        """Puts everything else of the module on the device. Returns the engine, which has no plan yet.
+
+        What may fail comes first, and weights go last.
+        """
+        self.arena.seal(pin, self.device)
+        self.engine.map_tables()
+        going = {id(module._parameters["weight"]) for module, _ in self._ready}
         for one in self.module.modules():
             for tensor in one._parameters.values():
-                if tensor is not None and not tensor.is_meta and tensor.device != self.device:
+                if tensor is not None and id(tensor) not in going and not tensor.is_meta:
                     tensor.data = tensor.data.to(self.device)
             for name, buffer in one._buffers.items():
                 if buffer is not None and not buffer.is_meta:
                     one._buffers[name] = buffer.to(self.device)
-        self.arena.seal(pin, self.device)
-        self.engine.map_tables()
+        self.replace()
         # Until a pass has shown another: the order in which modules were made.
         numbers = [self._numbers[id(group)] for group in self.by_name.values() if id(group) in self._numbers]
         self.engine.order = Order(list(dict.fromkeys(numbers)))

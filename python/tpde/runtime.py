@@ -189,12 +189,13 @@ def load_into(
     Raises BudgetError, after which the model is streamed and waits for a `set_vram` that works (`of(module)`);
     ArgumentError, NotFoundError, BaseMismatchError, ChecksumError, UnsupportedError, after which it is as it was.
     """
+    _checked(vram, reserve)
     builder = Builder(module, _device(device), embeddings)
     for layer in layers:
         builder.add(PackedLayer(*layer), verify)
     for group in builder.groups.values():
         builder.add_embeddings(group)
-    return _started(builder, vram, reserve, pin, rates)
+    return _started(module, builder.finish(pin), vram, reserve, rates)
 
 
 @_outside
@@ -216,13 +217,16 @@ def offload(
 
     base: "int4", "int2", "int3", "int8": quantised in groups of 64. "none" or None: no base; everything is in the
         residual, two thirds of a weight. Or a function of (name, weight) that returns a base or None.
-    codec, level, workers: as for `tpde.encode`; on a GPU a codec that is decoded there.
+    codec, level, workers: as for `tpde.encode`; on a GPU "auto" is one that is decoded there.
     The others: see `load_into`. Weights of dtypes that cannot be quantised get no base.
 
     Raises BudgetError: before anything is packed, if not even the bases fit; afterwards see `load_into`. Whatever else
     fails while layers are packed leaves the model with all its weights.
     """
+    _checked(vram, reserve)
     bits = _bits(base)
+    # auto may choose what the device does not decode; then the others follow, for this layer and the rest.
+    codecs = ["auto", "prefix", "elias"] if codec == "auto" else [codec]
     builder = Builder(module, _device(device), embeddings)
     if vram is not None and not callable(base):
         _require_bases_fit(builder, module, bits, vram, reserve)
@@ -234,11 +238,20 @@ def offload(
                 if weight.is_meta:
                     raise ArgumentError(f"{name}: has no data, it is on the meta device; see load_into")
                 made = base(name, weight) if callable(base) else _quantised(weight, bits)
-                index_map, data_blob = _tensors.encode(made, weight, codec=codec, level=level, workers=workers)
-                builder.add(PackedLayer(name, made, index_map, data_blob), verify=False)
+                while True:
+                    index_map, data_blob = _tensors.encode(made, weight, codec=codecs[0], level=level, workers=workers)
+                    try:
+                        builder.add(PackedLayer(name, made, index_map, data_blob), verify=False)
+                    except UnsupportedError:
+                        if len(codecs) == 1:
+                            raise
+                        del codecs[0]
+                        continue
+                    break
                 del weight, made, index_map, data_blob
             builder.replace()
-    return _started(builder, vram, reserve, pin, rates)
+        engine = builder.finish(pin)
+    return _started(module, engine, vram, reserve, rates)
 
 
 def of(module: nn.Module) -> Runtime:
@@ -251,10 +264,9 @@ def of(module: nn.Module) -> Runtime:
 
 
 def _started(
-    builder: Builder, vram: int | str | None, reserve: int | str | None, pin: bool | None, rates: Rates | None
+    module: nn.Module, engine: Engine, vram: int | str | None, reserve: int | str | None, rates: Rates | None
 ) -> Runtime:
-    engine = builder.finish(pin)
-    runtime = Runtime(builder.module, engine, rates)
+    runtime = Runtime(module, engine, rates)
     if engine.memory.arena.why_not:
         warnings.warn(
             f"{engine.memory.arena.why_not}. Residuals are copied from pageable memory: at 10 to 16 GB/s instead of "
@@ -305,6 +317,13 @@ def _require_bases_fit(
     least = smallest_budget(_stream_pack.least_sizes(builder.groups, bits), fixed)
     if budget - _reserved(budget, kept) < least:
         raise _in_total(BudgetError(budget, least), budget, kept, " (nothing was packed yet; it may take more)")
+
+
+def _checked(vram: int | str | None, reserve: int | str | None) -> None:
+    """Raises ArgumentError for what is no size, before anything is done."""
+    if vram is not None:
+        _options.size_in_bytes("vram", vram)
+    _kept(reserve)
 
 
 def _kept(reserve: int | str | None) -> int | None:
