@@ -139,7 +139,7 @@ def run(device: Device, schedule: Schedule, uses, queues=("main",), begin: bool 
         schedule.release(layer)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_no_use_finds_anything_but_its_weight(data):
     """Any model, budget, order, number of queues and interleaving; orders change, and passes break off."""
@@ -176,6 +176,31 @@ def test_the_device_finds_missing_waits(missing):
         except AssertionError:
             found += 1
     assert found > 20
+
+
+def test_what_is_left_of_a_weight_is_waited_for():
+    """A small weight takes the place of a large one; the next one takes what is left of that, on a third queue."""
+    sizes = (8, 3, 5)
+    layers = tuple(LayerSize(str(i), str(i), n * ALIGN, 0, ALIGN) for i, n in enumerate(sizes))
+    plan = Plan(layers, (Residency.STREAMED,) * 3, 1 << 20, 0, 8 * ALIGN, ALIGN)
+    for seed in range(50):
+        device = Device(plan, seed)
+        schedule = Schedule(device, plan, Order(range(3)))
+        run(device, schedule, [0, 1, 2], ("a", "b", "c"))
+        device.finish()
+
+
+def test_a_residual_that_is_decoded_twice_is_waited_for_twice():
+    """Two queues decode out of one buffer before it is filled again."""
+    layers = tuple(LayerSize(str(i), str(i), 4 * ALIGN, 0, ALIGN) for i in range(5))
+    plan = Plan(layers, (Residency.STREAMED,) * 5, 1 << 20, 0, 8 * ALIGN, ALIGN)
+    for seed in range(50):
+        device = Device(plan, seed)
+        schedule = Schedule(device, plan, Order([0, 1]))
+        schedule.prime()
+        for layer, queue in ((0, "a"), (1, "b"), (2, "c"), (0, "d"), (3, "d")):
+            run(device, schedule, [layer], (queue,), begin=False)
+        device.finish()
 
 
 def test_batches_follow_blocks():

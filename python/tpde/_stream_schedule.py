@@ -102,7 +102,7 @@ class _Place:
 class _Buffer:
     batch: Batch | None = None  # whose residuals are there, or on the way
     copied: Any = None  # mark behind the last copy to it
-    drained: Any = None  # mark behind the last decode out of it
+    drained: dict[Hashable, Any] = field(default_factory=dict)  # mark behind the last decode out of it, on each queue
     taken: bool = True  # what is there was decoded
     turn: int = 0  # when it was filled
 
@@ -260,10 +260,11 @@ class Schedule:
     def _fetch(self, number: int, batch: Batch) -> None:
         buffer = self._buffers[number]
         buffer.batch = None
-        if buffer.drained is not None:
-            self._backend.wait(True, buffer.drained)
+        for mark in buffer.drained.values():
+            self._backend.wait(True, mark)
         self._backend.copy(number, self.moves(batch))
         buffer.copied = self._backend.record(True)
+        buffer.drained.clear()
         self._turn += 1
         buffer.batch, buffer.taken, buffer.turn = batch, False, self._turn
         self.counts.copies += 1
@@ -315,15 +316,18 @@ class Schedule:
                 mark = self._backend.record(False)
                 self._places.append(_Place(-1, first, end, queue, mark))
                 if number is not None:
-                    self._buffers[number].drained = mark
+                    self._buffers[number].drained[queue] = mark
             raise
-        self._places = [place for place in self._places if place not in over]
+        # What reaches beyond the new weights is still waited for, by who writes there next.
+        left = [replace(p, end=first) for p in over if p.at < first] + [replace(p, at=end) for p in over if p.end > end]
+        self._places = [place for place in self._places if place not in over] + left
         for item in items:
             place = _Place(item.layer, item.to, item.to + self._weights[item.layer], queue, mark)
             self._places.append(place)
             self._where[item.layer] = place
         self._cursor = end
         if number is not None:
-            self._buffers[number].drained, self._buffers[number].taken = mark, True
+            self._buffers[number].drained[queue] = mark
+            self._buffers[number].taken = True
         self.counts.launches += 1
         self.counts.decoded_bytes += sum(self.plan.layers[i].weight_bytes for i in batch.layers)
