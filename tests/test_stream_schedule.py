@@ -28,6 +28,9 @@ class Device:
         self.buffers = [bytearray(b"\xdd" * plan.buffer_bytes) for _ in range(2)]
         self.queues: dict[str, list] = defaultdict(list)
         self.done: dict[str, int] = defaultdict(int)
+        self.speed: dict[str, float] = defaultdict(
+            lambda: 10 ** self.random.uniform(0, 3)
+        )  # so that some lag far behind
         self.current = "main"
         self.copies: list[tuple[int, ...]] = []
         self.launches: list[tuple[int, ...]] = []
@@ -96,7 +99,7 @@ class Device:
                     ready.append(name)
             if not ready:
                 break
-            name = self.random.choice(ready)
+            (name,) = self.random.choices(ready, [self.speed[name] for name in ready])
             work = self.queues[name][self.done[name]]
             if callable(work):
                 work()
