@@ -121,10 +121,12 @@ def layers_of(blocks: int = 3, each: int = 3, seed: int = 0) -> list[LayerSize]:
     ]
 
 
-def started(layers, extra: int = 0, seed: int = 0, order=None) -> tuple[Device, Schedule]:
+def started(layers, extra: int = 0, seed: int = 0, ring: int = 0, buffer: int = 0) -> tuple[Device, Schedule]:
+    """extra: bytes of the budget beyond the smallest; ring, buffer: bytes beyond what the plan gives them."""
     plan = make_plan(layers, smallest_budget(layers) + extra)
+    plan = replace(plan, ring_bytes=plan.ring_bytes + ring, buffer_bytes=plan.buffer_bytes + buffer)
     device = Device(plan, seed)
-    schedule = Schedule(device, plan, order or Order(range(len(layers))))
+    schedule = Schedule(device, plan, Order(range(len(layers))))
     schedule.prime()
     return device, schedule
 
@@ -147,7 +149,8 @@ def run(device: Device, schedule: Schedule, uses, queues=("main",), begin: bool 
 def test_no_use_finds_anything_but_its_weight(data):
     """Any model, budget, order, number of queues and interleaving; orders change, and passes break off."""
     layers = layers_of(data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4)), data.draw(st.integers(0, 99)))
-    device, schedule = started(layers, data.draw(st.integers(0, 30)) * ALIGN, data.draw(st.integers(0, 99)))
+    rooms = [data.draw(st.integers(0, 30)) * ALIGN for _ in range(3)]
+    device, schedule = started(layers, rooms[0], data.draw(st.integers(0, 99)), *rooms[1:])
     some = st.lists(st.integers(0, len(layers) - 1), max_size=12)
     for _ in range(data.draw(st.integers(1, 6))):
         uses = data.draw(st.one_of(some, st.just(range(len(layers))), st.just(range(len(layers) - 1, -1, -1))))
