@@ -1,0 +1,136 @@
+// rice.cuh - decoder of the rice codec (core/codec/rice/FORMAT.md).
+//
+// A thread block decodes a chunk. First the distances of all events become ranks
+// (rice_ranks.cuh). Then it goes through the base in tiles, each loaded while the
+// one before is worked on: it counts the words of each class, and finds the
+// events of the tile by their ranks (rice_tile.cuh). Changes of one unit are
+// made at once; of events with values only the positions are noted, and their
+// values are read at the end, lane by lane (rice_values.cuh). So the base is
+// read once, and written to the target once; changed words are written again.
+//
+// All of that is in shared memory, which is enough for what sparse changes take.
+// Chunks with more events, or more than 65536 words, are decoded tile by tile
+// (rice_serial.cuh). The data may be anything: each read and write is bounded,
+// and so is the work.
+#pragma once
+
+#include "rice_head.cuh"
+#include "rice_ranks.cuh"
+#include "rice_serial.cuh"
+#include "rice_state.cuh"
+#include "rice_tile.cuh"
+#include "rice_values.cuh"
+
+namespace rice {
+
+// Notes which of the events of class c are in the tile at word `first`; the list
+// has the ranks of all of them. A warp does it.
+template <typename Word>
+TPDE_FN void find_range(Shared<Word>& s, const Block<Word>& b, const Tables& tables, u32 first, u32 c) {
+  const Head& h = s.head;
+  const u32 begin = s.progress[c].passed, done = s.progress[c].done;
+  const u32 passed = begin + class_words(s, b, tables, first, c);
+  const u32 from = h.start[c] + done, end = h.start[c] + h.events[c];
+  u32 n;
+  if (c != kDense) {
+    n = count_below(s.list, from, end, passed);
+  } else {
+    n = passed - begin;
+    if (n > end - from) n = 0;  // more words than the chunk counts: told at the end
+  }
+  sync_warp();
+  if (is_leader()) s.progress[c] = Progress{passed, begin, done + n, done, n, from, begin};
+}
+
+// Goes through the tiles of a chunk: applies the events of unit classes, and
+// notes the positions of the others in the list.
+template <typename Word, bool Near>
+TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data,
+                          Private<Ahead<Word>, kThreads>& ahead) {
+  const Steps<Word, Near> steps(s, tables);
+  const bool copy = !b.in_place();
+#pragma unroll 1
+  for (u32 first = 0; first < b.words; first += Shape<Word>::kTileWords) {
+    EACH_THREAD(t, kThreads) {
+      stage_tile(s, b, first, t, ahead[t], copy);
+      load_tile(b, first + Shape<Word>::kTileWords, t, ahead[t]);
+    }
+    barrier();
+    count_tile(s, steps);
+    barrier();
+    EACH_WARP(w, kWarps) {
+      for (u32 c = w; c < kClasses; c += kWarps) find_range(s, b, tables, first, c);
+    }
+    barrier();  // the copy, too, is written before the events
+    EACH_THREAD(t, kThreads) {
+      u32 i, c;
+#pragma unroll 1
+      for (u32 n = t; i = n, find_event(s, i, c); n += kThreads) {
+        const u32 at = locate_event(s, steps, c, i);
+        if (s.classes[c].kind == kValued) {
+          s.list[s.progress[c].from + i] = (u16)(first + at);
+        } else {
+          apply_sign(s, b, data, first, at, s.head.sign_at[c] + s.progress[c].first + i);
+        }
+      }
+    }
+    barrier();
+  }
+}
+
+// Whether all of a chunk fits into shared memory.
+template <typename Word>
+TPDE_FN bool fits(const Head& h, u32 words) {
+  return words <= kShortWords && h.gap_events + h.events[kDense] <= kMaxList && h.values <= Shape<Word>::kTileWords;
+}
+
+template <typename Word, bool Near>
+TPDE_FN void decode_events(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data,
+                           Private<Ahead<Word>, kThreads>& ahead) {
+  if (!fits<Word>(s.head, b.words)) {
+    decode_serially<Word, Near>(s, b, tables, data);
+  } else {
+    make_ranks(s, data, b.words);
+    if (failed(s)) return;
+    decode_tiles<Word, Near>(s, b, tables, data, ahead);
+    decode_values(s, b, tables, data);
+  }
+  EACH_THREAD(t, kThreads) {  // every event was found
+    if (t < kClasses && s.progress[t].done != s.head.events[t]) s.bad = 1;
+    if (t == kDense && s.progress[t].passed != s.head.events[t]) s.bad = 1;  // and every dense word has one
+  }
+}
+
+// Decodes a chunk of data_words 32-bit words that should change `deltas` words.
+// All threads of a block call it. Returns false for data that no encoder writes.
+template <typename Word>
+TPDE_FN bool decode_chunk(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data, u32 data_words,
+                          u32 deltas) {
+  Private<Ahead<Word>, kThreads> ahead;
+  EACH_THREAD(t, kThreads) {
+    load_tile(b, 0, t, ahead[t]);
+    const Counts* steps = tables.at<Counts>(tables.step_at);
+    for (u32 i = t; i < min_u32(tables.keys, kNearKeys); i += kThreads) s.step[i] = steps[i];
+    for (u32 c = t; c < kClasses; c += kThreads) {
+      s.classes[c] = tables.classes[c];
+      s.progress[c] = Progress{0, 0, 0, 0, 0, 0, 0};
+    }
+    if (t == 0) {
+      s.bad = read_head(tables, data, data_words, b.words, sizeof(Word), s.head) ? 0 : 1;
+      s.deltas = s.head.gap_events;
+    }
+  }
+  if (failed(s)) return false;
+  scan_quotients(s, data, fits<Word>(s.head, b.words));
+  if (failed(s)) return false;
+  if (tables.keys <= kNearKeys) {
+    decode_events<Word, true>(s, b, tables, data, ahead);
+  } else {
+    decode_events<Word, false>(s, b, tables, data, ahead);
+  }
+  if (failed(s)) return false;
+  EACH_THREAD(t, kThreads) { apply_exceptions(s, b, data, t); }
+  return !failed(s) && s.deltas == deltas;
+}
+
+}  // namespace rice

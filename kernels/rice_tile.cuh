@@ -1,0 +1,289 @@
+// rice_tile.cuh - finds the words of given ranks in a tile of a chunk.
+//
+// A tile lies in shared memory. Its words are counted by class, group by group,
+// in bytes: a key's step has a one in the byte of its class. What the groups of
+// a segment have before them is kept in bytes, too, what segments have before
+// them in 16 bits. An event then searches for its segment, its group and its
+// word, in a handful of steps each, and all events of a tile do so at once.
+#pragma once
+
+#include "rice_state.cuh"
+
+namespace rice {
+
+// The groups that a thread loads.
+template <typename Word>
+struct Ahead {
+  Group g[Shape<Word>::kStretch];
+};
+
+template <typename Word>
+TPDE_FN Group load_base(const Block<Word>& b, u32 word) {
+  const u32 per = Shape<Word>::kPer;
+  if (word >= b.words) return Group{{0, 0, 0, 0}};
+#ifdef QUANT
+  const u32 count = min_u32(b.words - word, per);
+  Group g = quant::dequant_any<QUANT>(*b.quantised, b.first + word, count);
+#pragma unroll
+  for (u32 j = 1; j < per; j++) if (j >= count) set_group_word<Word>(g, j, 0);  // undefined
+  return g;
+#else
+  if (!b.base) return Group{{0, 0, 0, 0}};
+  if (b.aligned && word + per <= b.words) return load_whole(b.base + word);
+  return load_words(b.base + word, b.words - word);
+#endif
+}
+
+// Loads thread t's groups of the tile that starts at word `first`; zeros behind
+// the end of the chunk.
+template <typename Word>
+TPDE_FN void load_tile(const Block<Word>& b, u32 first, u32 t, Ahead<Word>& a) {
+#pragma unroll
+  for (u32 j = 0; j < Shape<Word>::kStretch; j++) a.g[j] = load_base(b, first + (t + j * kThreads) * Shape<Word>::kPer);
+}
+
+// Puts them into shared memory, and with `copy` into the target.
+template <typename Word>
+TPDE_FN void stage_tile(Shared<Word>& s, const Block<Word>& b, u32 first, u32 t, const Ahead<Word>& a, bool copy) {
+  const u32 per = Shape<Word>::kPer;
+#pragma unroll
+  for (u32 j = 0; j < Shape<Word>::kStretch; j++) {
+    const u32 i = t + j * kThreads;
+    store_shared(&s.tile[swizzle<Word>(i)], a.g[j]);
+    const u32 word = first + i * per;
+    if (!copy || word >= b.words) continue;
+    if (b.aligned && word + per <= b.words) {
+      store_whole(b.dst + word, a.g[j]);
+    } else {
+      store_words(b.dst + word, b.words - word, a.g[j]);
+    }
+  }
+}
+
+// Where the steps of keys are: in shared memory if there are few of them. An
+// offset is that of a key's step in bytes, and taken from a rotated word: bits
+// that come from elsewhere in it are masked off.
+template <typename Word, bool Near>
+struct Steps {
+  const u8* steps;  // shared memory if Near, else global memory
+  u32 rotate;
+  u32 mask;
+
+  TPDE_FN Steps(const Shared<Word>& s, const Tables& tables) {
+    steps = Near ? reinterpret_cast<const u8*>(s.step) : tables.at<u8>(tables.step_at);
+    rotate = (tables.shift - 3) & 31;
+    mask = (tables.keys - 1) * (u32)sizeof(Counts);
+  }
+  TPDE_FN u32 offset(const Group& g, u32 j) const {
+    const u32 per = sizeof(Word) < 4 ? 4 / sizeof(Word) : 1;
+    const u32 x = sizeof(Word) == 8 ? g.w[(2 * j + 1) & 3] : g.w[j / per];
+    const u32 right = (rotate + j % per * 8 * (u32)sizeof(Word)) & 31;
+#ifdef __CUDA_ARCH__
+    return __funnelshift_r(x, x, right) & mask;
+#else
+    return (right ? x >> right | x << (32 - right) : x) & mask;
+#endif
+  }
+  TPDE_FN Counts step(u32 offset) const {
+#ifdef __CUDA_ARCH__
+    if (!Near) {
+      const uint2 v = __ldg(reinterpret_cast<const uint2*>(steps + offset));
+      return Counts{v.x, v.y};
+    }
+#endif
+    return *reinterpret_cast<const Counts*>(steps + offset);
+  }
+  // 1 if the key is of class c.
+  TPDE_FN u32 is_class(u32 offset, u32 c) const { return steps[offset + c]; }
+};
+
+// What thread t counts in its stretch: sum.g[j] in the groups before group j,
+// sum.all in all.
+template <typename Word>
+struct Stretch {
+  Counts g[Shape<Word>::kStretch];
+  Counts all;
+};
+
+template <typename Word, bool Near>
+TPDE_FN void count_stretch(const Shared<Word>& s, const Steps<Word, Near>& steps, u32 t, Stretch<Word>& sum) {
+  sum.all = Counts{0, 0};
+#pragma unroll
+  for (u32 j = 0; j < Shape<Word>::kStretch; j++) {
+    sum.g[j] = sum.all;
+    const Group g = load_whole(&s.tile[swizzle<Word>(t * Shape<Word>::kStretch + j)]);
+#pragma unroll
+    for (u32 i = 0; i < Shape<Word>::kPer; i++) sum.all = sum.all + steps.step(steps.offset(g, i));
+  }
+}
+
+// Sums up over the threads of each segment: v becomes what those before count.
+// That is at most kSegmentWords less a group, so bytes hold it; what the last
+// thread adds in between may not fit, but goes away again.
+TPDE_FN void scan_segments(Private<Counts, kThreads>& v, u32 width) {
+#ifdef __CUDACC__
+  const u32 lane = threadIdx.x & (width - 1);
+  Counts sum = v.value;
+#pragma unroll
+  for (u32 d = 1; d < width; d *= 2) {
+    const Counts up = Counts{__shfl_up_sync(0xffffffffu, sum.low, d), __shfl_up_sync(0xffffffffu, sum.high, d)};
+    if (lane >= d) sum = sum + up;
+  }
+  v.value = Counts{sum.low - v.value.low, sum.high - v.value.high};
+#else
+  for (u32 t = 0; t < kThreads; t += width) {
+    Counts sum = {0, 0};
+    for (u32 i = t; i < t + width; i++) {
+      const Counts n = v[i];
+      v[i] = sum;
+      sum = sum + n;
+    }
+  }
+#endif
+}
+
+// Where in a row of Shared.total the total of a class is: the even and the odd
+// bytes of both halves of Counts.
+TPDE_FN u32 total_index(u32 c) { return c / 4 * 4 + c % 2 * 2 + c / 2 % 2; }
+
+// Stores the counts of thread t; `before` is what the threads of its segment
+// before it count.
+template <typename Word>
+TPDE_FN void store_counts(Shared<Word>& s, u32 t, const Stretch<Word>& sum, Counts before) {
+  const u32 bytes = 0x00ff00ff;
+#pragma unroll
+  for (u32 j = 0; j < Shape<Word>::kStretch; j++) s.before[t * Shape<Word>::kStretch + j] = before + sum.g[j];
+  if (t % Shape<Word>::kSegmentThreads != Shape<Word>::kSegmentThreads - 1) return;
+  Group all;
+  all.w[0] = (before.low & bytes) + (sum.all.low & bytes);
+  all.w[1] = (before.low >> 8 & bytes) + (sum.all.low >> 8 & bytes);
+  all.w[2] = (before.high & bytes) + (sum.all.high & bytes);
+  all.w[3] = (before.high >> 8 & bytes) + (sum.all.high >> 8 & bytes);
+  store_shared(s.total[t / Shape<Word>::kSegmentThreads], all);
+}
+
+// Counts the words of a tile. It holds no barriers; the tile is staged before,
+// and the counts are read after one.
+template <typename Word, bool Near>
+TPDE_FN void count_tile(Shared<Word>& s, const Steps<Word, Near>& steps) {
+  Private<Stretch<Word>, kThreads> sum;
+  Private<Counts, kThreads> before;
+  EACH_THREAD(t, kThreads) {
+    count_stretch(s, steps, t, sum[t]);
+    before[t] = sum[t].all;
+  }
+  scan_segments(before, Shape<Word>::kSegmentThreads);
+  EACH_THREAD(t, kThreads) { store_counts(s, t, sum[t], before[t]); }
+}
+
+// A warp sums up the segments' words of class c and returns how many the tile
+// has.
+template <typename Word>
+TPDE_FN u32 scan_class(Shared<Word>& s, u32 c) {
+  const u32 n = Shape<Word>::kSegments, at = total_index(c);
+  u32 all = 0;
+#ifdef __CUDACC__
+  const u32 lane = threadIdx.x & 31;
+#pragma unroll
+  for (u32 i = 0; i < n; i += 32) {
+    const u32 v = i + lane < n ? s.total[(i + lane) & (n - 1)][at] : 0;
+    u32 sum = v;
+#pragma unroll
+    for (u32 d = 1; d < 32; d *= 2) {
+      const u32 up = __shfl_up_sync(0xffffffffu, sum, d);
+      if (lane >= d) sum += up;
+    }
+    if (i + lane < n) s.segment[c][i + lane] = (u16)(all + sum - v);
+    all += __shfl_sync(0xffffffffu, sum, 31);
+  }
+#else
+  for (u32 i = 0; i < n; i++) {
+    s.segment[c][i] = (u16)all;
+    all += s.total[i][at];
+  }
+#endif
+  return all;
+}
+
+// A warp does this for class c of the tile at word `first`. What was counted
+// behind the end of the chunk are zeros.
+template <typename Word>
+TPDE_FN u32 class_words(Shared<Word>& s, const Block<Word>& b, const Tables& tables, u32 first, u32 c) {
+  const u32 words = min_u32(b.words - first, Shape<Word>::kTileWords);
+  return scan_class(s, c) - (c == tables.zero_class ? Shape<Word>::kTileWords - words : 0);
+}
+
+// A warp counts the entries of an ascending list from `from` up to `end` that
+// are below `limit`.
+TPDE_FN u32 count_below(const u16* list, u32 from, u32 end, u32 limit) {
+  u32 n = 0;
+#ifdef __CUDACC__
+  const u32 lane = threadIdx.x & 31;
+  for (;;) {
+    const u32 i = from + n + lane;
+    const u32 below = __popc(__ballot_sync(0xffffffffu, i < end && list[i] < limit));
+    n += below;
+    if (below < 32) return n;
+  }
+#else
+  while (from + n < end && list[from + n] < limit) n++;
+  return n;
+#endif
+}
+
+// The word of the tile that is number n of class c in it; it has more than n.
+template <typename Word, bool Near>
+TPDE_FN u32 locate(const Shared<Word>& s, const Steps<Word, Near>& steps, u32 c, u32 n) {
+  typedef Shape<Word> Sh;
+  u32 segment = 0;
+#pragma unroll
+  for (u32 d = Sh::kSegments / 2; d > 0; d /= 2) {
+    if (s.segment[c][segment + d] <= n) segment += d;
+  }
+  n -= s.segment[c][segment];
+  const u8* before = reinterpret_cast<const u8*>(s.before) + c;
+  u32 group = segment * Sh::kSegmentGroups;
+#pragma unroll
+  for (u32 d = Sh::kSegmentGroups / 2; d > 0; d /= 2) {
+    if (before[(group + d) * sizeof(Counts)] <= n) group += d;
+  }
+  n -= before[group * sizeof(Counts)];
+  const Group g = load_whole(&s.tile[swizzle<Word>(group)]);
+  u32 word = 0, seen = 0;
+#pragma unroll
+  for (u32 j = 0; j < Sh::kPer; j++) {
+    const u32 member = steps.is_class(steps.offset(g, j), c);
+    if (member && seen == n) word = j;
+    seen += member;
+  }
+  return group * Sh::kPer + word;
+}
+
+// The events of a tile are numbered, class by class. Finds the class of event i
+// and makes i its number in the class; false if the tile has fewer.
+template <typename Word>
+TPDE_FN bool find_event(const Shared<Word>& s, u32& i, u32& c) {
+  for (c = 0; c < kClasses; c++) {
+    const u32 n = s.progress[c].events;
+    if (i < n) return true;
+    i -= n;
+  }
+  return false;
+}
+
+// The word of the tile that event i of class c is at. `from` and `bias` say where
+// the class's ranks are in the list; a dense word's number is its rank.
+template <typename Word, bool Near>
+TPDE_FN u32 locate_event(const Shared<Word>& s, const Steps<Word, Near>& steps, u32 c, u32 i) {
+  const Progress& p = s.progress[c];
+  return locate(s, steps, c, c == kDense ? i : s.list[p.from + i] - p.bias);
+}
+
+// Moves the word at `at` of a tile by one unit, as a sign says.
+template <typename Word>
+TPDE_FN void apply_sign(const Shared<Word>& s, const Block<Word>& b, const u32* data, u32 first, u32 at, u32 sign) {
+  const Word v = (Word)1 - (Word)(bits_at(data, s.head.bits / 32, sign, 1) << 1);
+  b.dst[first + at] = apply<Word>(tile_word(s, at), v);
+}
+
+}  // namespace rice
