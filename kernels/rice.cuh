@@ -84,21 +84,29 @@ TPDE_FN bool fits(const Head& h, u32 words) {
   return words <= kShortWords && h.gap_events + h.events[kDense] <= kMaxList && h.values <= Shape<Word>::kTileWords;
 }
 
+// Notes whether every event was found, and every dense word has one.
+template <typename Word>
+TPDE_FN void check_found(Shared<Word>& s) {
+  EACH_THREAD(t, kThreads) {
+    if (t < kClasses && s.progress[t].done != s.head.events[t]) s.bad = 1;
+    if (t == kDense && s.progress[t].passed != s.head.events[t]) s.bad = 1;
+  }
+}
+
 template <typename Word, bool Near>
 TPDE_FN void decode_events(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data,
                            Private<Ahead<Word>, kThreads>& ahead) {
   if (!fits<Word>(s.head, b.words)) {
     decode_serially<Word, Near>(s, b, tables, data);
-  } else {
-    make_ranks(s, data, b.words);
-    if (failed(s)) return;
-    decode_tiles<Word, Near>(s, b, tables, data, ahead);
-    decode_values(s, b, tables, data);
+    check_found(s);
+    return;
   }
-  EACH_THREAD(t, kThreads) {  // every event was found
-    if (t < kClasses && s.progress[t].done != s.head.events[t]) s.bad = 1;
-    if (t == kDense && s.progress[t].passed != s.head.events[t]) s.bad = 1;  // and every dense word has one
-  }
+  make_ranks(s, data, b.words);
+  if (failed(s)) return;
+  decode_tiles<Word, Near>(s, b, tables, data, ahead);
+  check_found(s);
+  if (failed(s)) return;  // the list is not all positions
+  decode_values(s, b, tables, data);
 }
 
 // Decodes a chunk of data_words 32-bit words that should change `deltas` words.

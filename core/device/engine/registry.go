@@ -10,6 +10,7 @@ import (
 
 	"github.com/tpde-project/tpde/core/codec"
 	"github.com/tpde-project/tpde/core/codec/elias"
+	"github.com/tpde-project/tpde/core/codec/rice"
 	"github.com/tpde-project/tpde/core/dtype"
 	"github.com/tpde-project/tpde/core/residual"
 	"github.com/tpde-project/tpde/core/status"
@@ -20,6 +21,7 @@ import (
 const (
 	eliasDecode = iota
 	rawDecode
+	riceDecode
 	zstdGather
 	zstdJoin
 	crc32cCheck
@@ -38,6 +40,7 @@ var entries = [...]struct {
 }{
 	eliasDecode:       {"elias.cu", "elias_decode", decodeVariants, "chunks"},
 	rawDecode:         {"raw.cu", "raw_decode", decodeVariants, "chunks"},
+	riceDecode:        {"rice.cu", "rice_decode", decodeVariants, "chunks"},
 	zstdGather:        {"zstd.cu", "zstd_gather", decodeVariants, "chunks"},
 	zstdJoin:          {"zstd.cu", "zstd_join", decodeVariants, "chunks"},
 	crc32cCheck:       {"crc32c.cu", "crc32c_check", []string{""}, "chunks"},
@@ -93,6 +96,7 @@ type decoder struct {
 var decoders = map[codec.ID]decoder{
 	codec.Elias: {eliasDecode, elias.DeviceTables},
 	codec.Raw:   {rawDecode, nil},
+	codec.Rice:  {riceDecode, rice.DeviceTables},
 	codec.Zstd:  {zstdJoin, nil}, // and what is in zstd.go
 }
 

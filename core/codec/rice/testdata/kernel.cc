@@ -43,7 +43,7 @@ static void answer(const u32* f) {
   memcpy(t.p, tables.data(), tables.size());
   memcpy(b.p, base.data(), bytes);
   memset(dst.p, 0xa5, bytes);
-  memcpy(d.p, data.data(), f[kDataBytes]);
+  if (f[kDataBytes] > 0) memcpy(d.p, data.data(), f[kDataBytes]);
   rice::Block<Word> block;
   block.base = f[kOff] >= 16 ? nullptr : reinterpret_cast<const Word*>(b.p);
   block.dst = reinterpret_cast<Word*>(f[kInPlace] ? b.p : dst.p);
