@@ -23,6 +23,11 @@
 
 namespace rice {
 
+// Steps are in shared memory, unless words are so large that exponents, which
+// the encoder takes for keys, have 11 bits.
+template <typename Word>
+constexpr bool kNear = sizeof(Word) < 8;
+
 // Notes which of the events of class c are in the tile at word `first`; the list
 // has the ranks of all of them. A warp does it.
 template <typename Word>
@@ -44,10 +49,10 @@ TPDE_FN void find_range(Shared<Word>& s, const Block<Word>& b, const Tables& tab
 
 // Goes through the tiles of a chunk: applies the events of unit classes, and
 // notes the positions of the others in the list.
-template <typename Word, bool Near>
+template <typename Word>
 TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data,
                           Private<Ahead<Word>, kThreads>& ahead) {
-  const Steps<Word, Near> steps(s, tables);
+  const Steps<Word, kNear<Word>> steps(s, tables);
   const bool copy = !b.in_place();
 #pragma unroll 1
   for (u32 first = 0; first < b.words; first += Shape<Word>::kTileWords) {
@@ -78,9 +83,10 @@ TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& t
   }
 }
 
-// Whether all of a chunk fits into shared memory.
+// Whether all that is needed of a chunk fits into shared memory.
 template <typename Word>
-TPDE_FN bool fits(const Head& h, u32 words) {
+TPDE_FN bool fits(const Head& h, const Tables& tables, u32 words) {
+  if (kNear<Word> && tables.keys > kNearKeys) return false;
   return words <= kShortWords && h.gap_events + h.events[kDense] <= kMaxList && h.values <= Shape<Word>::kTileWords;
 }
 
@@ -93,17 +99,17 @@ TPDE_FN void check_found(Shared<Word>& s) {
   }
 }
 
-template <typename Word, bool Near>
+template <typename Word>
 TPDE_FN void decode_events(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data,
                            Private<Ahead<Word>, kThreads>& ahead) {
-  if (!fits<Word>(s.head, b.words)) {
-    decode_serially<Word, Near>(s, b, tables, data);
+  if (!fits<Word>(s.head, tables, b.words)) {
+    decode_serially<Word>(s, b, tables, data);
     check_found(s);
     return;
   }
   make_ranks(s, data, b.words);
   if (failed(s)) return;
-  decode_tiles<Word, Near>(s, b, tables, data, ahead);
+  decode_tiles(s, b, tables, data, ahead);
   check_found(s);
   if (failed(s)) return;  // the list is not all positions
   decode_values(s, b, tables, data);
@@ -129,13 +135,9 @@ TPDE_FN bool decode_chunk(Shared<Word>& s, const Block<Word>& b, const Tables& t
     }
   }
   if (failed(s)) return false;
-  scan_quotients(s, data, fits<Word>(s.head, b.words));
+  scan_quotients(s, data, fits<Word>(s.head, tables, b.words));
   if (failed(s)) return false;
-  if (tables.keys <= kNearKeys) {
-    decode_events<Word, true>(s, b, tables, data, ahead);
-  } else {
-    decode_events<Word, false>(s, b, tables, data, ahead);
-  }
+  decode_events(s, b, tables, data, ahead);
   if (failed(s)) return false;
   EACH_THREAD(t, kThreads) { apply_exceptions(s, b, data, t); }
   return !failed(s) && s.deltas == deltas;

@@ -128,11 +128,11 @@ TPDE_FN bool serves(u32 t, u32 c) { return t == c % kWarps * 32; }
 
 // One pass over the chunk. With `only` a class with values, it finds where they
 // end and writes nothing; with kClasses it decodes the chunk.
-template <typename Word, bool Near>
+template <typename Word>
 TPDE_FN void serial_pass(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data, u32 only) {
   const bool write = only == kClasses;
   const Head& h = s.head;
-  const Steps<Word, Near> steps(s, tables);
+  const Steps<Word, false> steps(s, tables);
   EACH_THREAD(t, kThreads) {
     for (u32 c = 0; c < kClasses; c++) {
       if (serves(t, c)) restart(s, data, b.words, c, s.cursor[c]);
@@ -142,7 +142,7 @@ TPDE_FN void serial_pass(Shared<Word>& s, const Block<Word>& b, const Tables& ta
 #pragma unroll 1
   for (u32 first = 0; first < b.words; first += Shape<Word>::kTileWords) {
     EACH_THREAD(t, kThreads) {
-      Ahead<Word> a;
+      Ahead<Word> a = {};
       load_tile(b, first, t, a);
       stage_tile(s, b, first, t, a, write && !b.in_place());
     }
@@ -194,9 +194,10 @@ TPDE_FN void serial_pass(Shared<Word>& s, const Block<Word>& b, const Tables& ta
   }
 }
 
-// Decodes all but the exceptions of a chunk.
-template <typename Word, bool Near>
-TPDE_FN void decode_serially(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data) {
+// Decodes all but the exceptions of a chunk. It is no part of the kernel's own
+// code, so that it takes no registers from what is fast.
+template <typename Word>
+TPDE_SLOW void decode_serially(Shared<Word>& s, const Block<Word> b, const Tables& tables, const u32* data) {
   const Head& h = s.head;
   EACH_THREAD(t, kThreads) {
     if (t == 0) {
@@ -210,7 +211,7 @@ TPDE_FN void decode_serially(Shared<Word>& s, const Block<Word>& b, const Tables
     if (c < kClasses && (s.classes[c].kind != kValued || h.events[c] == 0)) continue;
     if (last < kClasses && c < kClasses) {
       barrier();
-      serial_pass<Word, Near>(s, b, tables, data, last);
+      serial_pass<Word>(s, b, tables, data, last);
     }
     EACH_THREAD(t, kThreads) {
       if (t == 0) {
@@ -221,7 +222,7 @@ TPDE_FN void decode_serially(Shared<Word>& s, const Block<Word>& b, const Tables
     if (c < kClasses) last = c;
   }
   barrier();
-  serial_pass<Word, Near>(s, b, tables, data, kClasses);
+  serial_pass<Word>(s, b, tables, data, kClasses);
   EACH_THREAD(t, kThreads) {
     if (t == 0 && !ends_at(h, data, last < kClasses ? s.cursor[last].value : s.value_end)) s.bad = 1;
   }

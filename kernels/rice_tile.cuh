@@ -17,46 +17,49 @@ struct Ahead {
   Group g[Shape<Word>::kStretch];
 };
 
+// Whether the tile at word `first` is moved 16 bytes at a time: all of it is in
+// the chunk, and base and target are aligned.
 template <typename Word>
-TPDE_FN Group load_base(const Block<Word>& b, u32 word) {
-  const u32 per = Shape<Word>::kPer;
-  if (word >= b.words) return Group{{0, 0, 0, 0}};
-#ifdef QUANT
-  const u32 count = min_u32(b.words - word, per);
-  Group g = quant::dequant_any<QUANT>(*b.quantised, b.first + word, count);
-#pragma unroll
-  for (u32 j = 1; j < per; j++) if (j >= count) set_group_word<Word>(g, j, 0);  // undefined
-  return g;
-#else
-  if (!b.base) return Group{{0, 0, 0, 0}};
-  if (b.aligned && word + per <= b.words) return load_whole(b.base + word);
-  return load_words(b.base + word, b.words - word);
-#endif
+TPDE_FN bool is_whole(const Block<Word>& b, u32 first) {
+  return b.aligned && b.words >= Shape<Word>::kTileWords && first <= b.words - Shape<Word>::kTileWords;
 }
 
-// Loads thread t's groups of the tile that starts at word `first`; zeros behind
-// the end of the chunk.
+// Loads thread t's groups of the tile at word `first`, if it is a whole one.
 template <typename Word>
 TPDE_FN void load_tile(const Block<Word>& b, u32 first, u32 t, Ahead<Word>& a) {
+  if (!is_whole(b, first)) return;
 #pragma unroll
-  for (u32 j = 0; j < Shape<Word>::kStretch; j++) a.g[j] = load_base(b, first + (t + j * kThreads) * Shape<Word>::kPer);
+  for (u32 j = 0; j < Shape<Word>::kStretch; j++) {
+    const u32 word = first + (t + j * kThreads) * Shape<Word>::kPer;
+#ifdef QUANT
+    a.g[j] = quant::dequant_any<QUANT>(*b.quantised, b.first + word, Shape<Word>::kPer);
+#else
+    a.g[j] = b.base ? load_whole(b.base + word) : Group{{0, 0, 0, 0}};
+#endif
+  }
 }
 
-// Puts them into shared memory, and with `copy` into the target.
+// Puts them into shared memory, and with `copy` into the target. The words of
+// other tiles are loaded here, one by one, with zeros behind the last.
 template <typename Word>
 TPDE_FN void stage_tile(Shared<Word>& s, const Block<Word>& b, u32 first, u32 t, const Ahead<Word>& a, bool copy) {
   const u32 per = Shape<Word>::kPer;
+  if (is_whole(b, first)) {
 #pragma unroll
-  for (u32 j = 0; j < Shape<Word>::kStretch; j++) {
-    const u32 i = t + j * kThreads;
-    store_shared(&s.tile[swizzle<Word>(i)], a.g[j]);
-    const u32 word = first + i * per;
-    if (!copy || word >= b.words) continue;
-    if (b.aligned && word + per <= b.words) {
-      store_whole(b.dst + word, a.g[j]);
-    } else {
-      store_words(b.dst + word, b.words - word, a.g[j]);
+    for (u32 j = 0; j < Shape<Word>::kStretch; j++) {
+      const u32 i = t + j * kThreads;
+      store_shared(&s.tile[swizzle<Word>(i)], a.g[j]);
+      if (copy) store_whole(b.dst + first + i * per, a.g[j]);
     }
+    return;
+  }
+  Word* tile = reinterpret_cast<Word*>(s.tile);
+#pragma unroll 1
+  for (u32 i = t; i < Shape<Word>::kTileWords; i += kThreads) {
+    const bool inside = i < b.words - first;
+    const Word w = inside ? base_word(b, first + i) : (Word)0;
+    tile[swizzle<Word>(i / per) * per + i % per] = w;
+    if (inside && copy) b.dst[first + i] = w;
   }
 }
 

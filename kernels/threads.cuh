@@ -10,11 +10,16 @@
 
 #ifdef __CUDACC__
 
+// Code that is called, not inlined.
+#define TPDE_SLOW __device__ __noinline__
+
 #define EACH_THREAD(t, threads) if (const u32 t = threadIdx.x; true)
 #define EACH_WARP(w, warps) if (const u32 w = threadIdx.x / 32; true)
 TPDE_FN void barrier() { __syncthreads(); }
 
 #else
+
+#define TPDE_SLOW inline
 
 inline u32 host_stride = 1, host_first = 0;  // of the order; the stride is odd
 inline u32 host_turn(u32 turn, u32 n) { return (turn * host_stride + host_first) % n; }  // n is a power of two
