@@ -31,10 +31,10 @@ constexpr bool kNear = sizeof(Word) < 8;
 // Notes which of the events of class c are in the tile at word `first`; the list
 // has the ranks of all of them. A warp does it.
 template <typename Word>
-TPDE_FN void find_range(Shared<Word>& s, const Block<Word>& b, const Tables& tables, u32 first, u32 c) {
+TPDE_FN void find_range(Shared<Word>& s, const Block<Word>& b, u32 first, u32 c) {
   const Head& h = s.head;
   const u32 begin = s.progress[c].passed, done = s.progress[c].done;
-  const u32 passed = begin + class_words(s, b, tables, first, c);
+  const u32 passed = begin + class_words(s, b, first, c);
   const u32 from = h.start[c] + done, end = h.start[c] + h.events[c];
   u32 n;
   if (c != kDense) {
@@ -44,7 +44,10 @@ TPDE_FN void find_range(Shared<Word>& s, const Block<Word>& b, const Tables& tab
     if (n > end - from) n = 0;  // more words than the chunk counts: told at the end
   }
   sync_warp();
-  if (is_leader()) s.progress[c] = Progress{passed, begin, done + n, done, n, from, begin};
+  if (is_leader()) {
+    s.progress[c] = Progress{passed, begin, done + n, done, from, begin};
+    s.events[c] = n;
+  }
 }
 
 // Goes through the tiles of a chunk: applies the events of unit classes, and
@@ -64,7 +67,7 @@ TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& t
     count_tile(s, steps);
     barrier();
     EACH_WARP(w, kWarps) {
-      for (u32 c = w; c < kClasses; c += kWarps) find_range(s, b, tables, first, c);
+      for (u32 c = w; c < kClasses; c += kWarps) find_range(s, b, first, c);
     }
     barrier();  // the copy, too, is written before the events
     EACH_THREAD(t, kThreads) {
@@ -115,6 +118,15 @@ TPDE_FN void decode_events(Shared<Word>& s, const Block<Word>& b, const Tables& 
   decode_values(s, b, tables, data);
 }
 
+const u32 kLineWords = 32;  // 32-bit words of a cache line
+
+// Brings what is at p to the L2 cache.
+TPDE_FN void prefetch(const u32* p) {
+#ifdef __CUDA_ARCH__
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+#endif
+}
+
 // Decodes a chunk of data_words 32-bit words that should change `deltas` words.
 // All threads of a block call it. Returns false for data that no encoder writes.
 template <typename Word>
@@ -122,15 +134,20 @@ TPDE_FN bool decode_chunk(Shared<Word>& s, const Block<Word>& b, const Tables& t
                           u32 deltas) {
   Private<Ahead<Word>, kThreads> ahead;
   EACH_THREAD(t, kThreads) {
+    if (t * kLineWords < data_words) prefetch(data + t * kLineWords);
     load_tile(b, 0, t, ahead[t]);
-    const Counts* steps = tables.at<Counts>(tables.step_at);
+    const u32* steps = tables.at<u32>(tables.step_at);
     for (u32 i = t; i < min_u32(tables.keys, kNearKeys); i += kThreads) s.step[i] = steps[i];
-    for (u32 c = t; c < kClasses; c += kThreads) {
-      s.classes[c] = tables.classes[c];
-      s.progress[c] = Progress{0, 0, 0, 0, 0, 0, 0};
+    if (t < kClasses) {
+      s.classes[t] = tables.classes[t];
+      s.progress[t] = Progress{0, 0, 0, 0, 0, 0};
     }
+    if (t == 0) s.zero_class = tables.zero_class;
+  }
+  barrier();
+  EACH_THREAD(t, kThreads) {
     if (t == 0) {
-      s.bad = read_head(tables, data, data_words, b.words, sizeof(Word), s.head) ? 0 : 1;
+      s.bad = read_head(s.classes, data, data_words, b.words, sizeof(Word), s.head) ? 0 : 1;
       s.deltas = s.head.gap_events;
     }
   }

@@ -34,14 +34,14 @@ TPDE_FN u32 position_bytes(u32 words) { return words <= kShortWords ? 2 : 4; }
 // Reads the head of a chunk of data_words 32-bit words, and finds where its
 // sections start. Returns false for one that no encoder writes; then nothing
 // else of `h` is used.
-TPDE_FN bool read_head(const Tables& tables, const u32* data, u32 data_words, u32 words, u32 word_bytes, Head& h) {
+TPDE_FN bool read_head(const ClassInfo* classes, const u32* data, u32 data_words, u32 words, u32 word_bytes, Head& h) {
   if (data_words == 0) return false;
   Bits bits;
   bits.start(data, data_words, 0);
   u32 left = words;
   h.gap_events = h.values = 0;
   for (u32 c = 0; c < kClasses; c++) {
-    const ClassInfo& info = tables.classes[c];
+    const ClassInfo& info = classes[c];
     u32 n = 0;
     if (info.kind != kAbsent && !read_count(bits, info, left, n)) return false;
     left -= n;
@@ -79,11 +79,11 @@ TPDE_FN bool read_head(const Tables& tables, const u32* data, u32 data_words, u3
   u32 at = h.lane_table + (h.lanes - 1) * h.width;
   for (u32 c = 0; c < kDense; c++) {
     h.low_at[c] = at;
-    at += h.events[c] * tables.classes[c].low;
+    at += h.events[c] * classes[c].low;
   }
   for (u32 c = 0; c < kDense; c++) {
     h.sign_at[c] = at;
-    if (tables.classes[c].kind == kUnit) at += h.events[c];
+    if (classes[c].kind == kUnit) at += h.events[c];
   }
   h.low_at[kDense] = h.sign_at[kDense] = h.quotients = at;
   return at <= h.bits;

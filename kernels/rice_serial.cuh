@@ -41,7 +41,7 @@ TPDE_FN bool next_event(const Shared<Word>& s, const u32* data, u32 words, u32 c
 template <typename Word>
 TPDE_FN void restart(Shared<Word>& s, const u32* data, u32 words, u32 c, Cursor& x) {
   const Head& h = s.head;
-  s.progress[c] = Progress{0, 0, 0, 0, 0, 0, 0};
+  s.progress[c] = Progress{0, 0, 0, 0, 0, 0};
   x.value = s.value_bit[c];
   x.next_lane = 1;
   while (x.next_lane < h.lanes && first_value(h, x.next_lane) < h.values_at[c]) x.next_lane++;
@@ -60,15 +60,15 @@ TPDE_FN void list_class(Shared<Word>& s, const u32* data, u32 words, u32 c, u32 
   Progress& p = s.progress[c];
   p.from = from;
   p.first = p.done;
+  u32 n = 0;
   if (c == kDense) {
-    p.events = p.passed - p.begin;
+    n = p.passed - p.begin;
     if (p.passed > h.events[c]) {
-      p.events = 0;
+      n = 0;
       s.bad = 1;
     }
   } else {
     Distances& d = x.distances;
-    u32 n = 0;
     while (d.rank < p.passed) {  // ranks ascend: no more than the tile has words of the class
       s.list[from + n++] = (u16)(d.rank - p.begin);
       const u64 least = (u64)d.rank + 1;
@@ -78,9 +78,9 @@ TPDE_FN void list_class(Shared<Word>& s, const u32* data, u32 words, u32 c, u32 
         s.bad = 1;
       }
     }
-    p.events = n;
   }
-  p.done += p.events;
+  p.done += n;
+  s.events[c] = n;
 }
 
 // Reads the values of class c in the tile that starts at word `first`; the list
@@ -94,7 +94,7 @@ TPDE_FN void read_class(Shared<Word>& s, const Block<Word>& b, const Tables& tab
   Bits bits;
   bits.start(data, h.bits / 32, x.value);
   u32 changed = 0;
-  for (u32 i = 0; i < p.events; i++) {
+  for (u32 i = 0; i < s.events[c]; i++) {
     const u32 number = h.values_at[c] + p.first + i;
     if (x.next_lane < h.lanes && number == first_value(h, x.next_lane)) {
       if (bits.position() != s.lane_start[x.next_lane]) s.bad = 1;
@@ -127,9 +127,10 @@ TPDE_FN void read_class(Shared<Word>& s, const Block<Word>& b, const Tables& tab
 TPDE_FN bool serves(u32 t, u32 c) { return t == c % kWarps * 32; }
 
 // One pass over the chunk. With `only` a class with values, it finds where they
-// end and writes nothing; with kClasses it decodes the chunk.
+// end and writes nothing; with kClasses it decodes the chunk. It is no part of
+// the kernel's own code, so that it takes no registers from what is fast.
 template <typename Word>
-TPDE_FN void serial_pass(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data, u32 only) {
+TPDE_SLOW void serial_pass(Shared<Word>& s, const Block<Word> b, const Tables& tables, const u32* data, u32 only) {
   const bool write = only == kClasses;
   const Head& h = s.head;
   const Steps<Word, false> steps(s, tables);
@@ -152,7 +153,7 @@ TPDE_FN void serial_pass(Shared<Word>& s, const Block<Word>& b, const Tables& ta
     EACH_WARP(w, kWarps) {
       for (u32 c = w; c < kClasses; c += kWarps) {
         const u32 begin = s.progress[c].passed;
-        const u32 words = class_words(s, b, tables, first, c);
+        const u32 words = class_words(s, b, first, c);
         sync_warp();
         if (is_leader()) s.progress[c].begin = begin, s.progress[c].passed = begin + words;
       }
@@ -194,8 +195,7 @@ TPDE_FN void serial_pass(Shared<Word>& s, const Block<Word>& b, const Tables& ta
   }
 }
 
-// Decodes all but the exceptions of a chunk. It is no part of the kernel's own
-// code, so that it takes no registers from what is fast.
+// Decodes all but the exceptions of a chunk.
 template <typename Word>
 TPDE_SLOW void decode_serially(Shared<Word>& s, const Block<Word> b, const Tables& tables, const u32* data) {
   const Head& h = s.head;

@@ -24,12 +24,16 @@ const u32 kMaxList = 8192;      // events that a list in shared memory holds
 const u32 kSegmentWords = 256;  // at most so many words are counted in bytes
 const u32 kBits = 0xffffffffu;  // a number of bits that no string has
 
-// A number for each class in its byte.
+// A number for each class in its byte: even classes in one word, odd ones in
+// the other. So it is made of a step's half bytes with a mask.
 struct alignas(8) Counts {
-  u32 low, high;
+  u32 even, odd;
 };
 
-TPDE_FN Counts operator+(Counts a, Counts b) { return Counts{a.low + b.low, a.high + b.high}; }
+// Where the byte of a class is.
+TPDE_FN u32 byte_of(u32 c) { return c % 2 * 4 + c / 2; }
+
+TPDE_FN Counts operator+(Counts a, Counts b) { return Counts{a.even + b.even, a.odd + b.odd}; }
 
 enum Kind : u32 { kUnit = 0, kValued = 1, kAbsent = 2 };
 
@@ -48,7 +52,7 @@ struct CodeInfo {
 // Parameters of a tensor, expanded on the host from the codec tables, in global
 // memory. Behind them, at multiples of 8 bytes:
 //
-//   Counts step[keys]   1 in the byte of the key's class
+//   u32 step[keys]      1 in the half byte of the key's class
 //   u8 code[keys]       interval code of the key's context
 //   u64 symbol[]        first residual word of each interval
 //   u32 entry[]         for each code 2^peek: bits of code and plain bits in bits
@@ -121,10 +125,9 @@ struct Progress {
   u32 passed;  // words of the class in the tiles so far, this one included
   u32 begin;   // and without this one
   u32 done;    // events in the tiles so far, this one included
-  u32 first;   // number of its first event in the tile
-  u32 events;  // in the tile
-  u32 from;    // entry of the list that the first one has
-  u32 bias;    // what is added to a word's number in the tile's class in the list
+  u32 first;   // and without this one
+  u32 from;    // entry of the list that the first one in the tile has
+  u32 bias;    // of ranks in the list: the rank of the tile's first word
 };
 
 // The next event of a gap class. Of no more events, the rank is kBits.
@@ -146,12 +149,13 @@ template <typename Word>
 struct Shared {
   alignas(16) Group tile[Shape<Word>::kGroups];  // base words, swizzled; at last Word values[kTileWords]
   Counts before[Shape<Word>::kGroups];  // words of each class in the segment before the group
-  Counts step[kNearKeys];
+  alignas(sizeof(u32) * kNearKeys) u32 step[kNearKeys];
   u16 list[kMaxList];                   // events: their ranks, then their positions
   alignas(16) u16 total[Shape<Word>::kSegments][kClasses];  // words of each class, in the order of total_index
   u16 segment[kClasses][Shape<Word>::kSegments];  // words of each class in the tile before the segment
   ClassInfo classes[kClasses];
   Progress progress[kClasses];
+  alignas(16) u32 events[kClasses];     // in the tile
   u32 low_before[kClasses];             // sum of low bits and ones before the first event of a class
   u32 value_bit[kClasses];              // where the values of a class start, and the last ones found end
   u32 value_end;
@@ -159,6 +163,7 @@ struct Shared {
   u32 sums[kWarps];
   u32 lane_start[kMaxLanes + 1];        // bit of the first value of a lane
   Head head;
+  u32 zero_class;                       // of key 0
   u32 deltas;
   u32 bad;                              // not 0: the chunk is corrupt
 };

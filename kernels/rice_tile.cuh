@@ -63,41 +63,41 @@ TPDE_FN void stage_tile(Shared<Word>& s, const Block<Word>& b, u32 first, u32 t,
   }
 }
 
-// Where the steps of keys are: in shared memory if there are few of them. An
-// offset is that of a key's step in bytes, and taken from a rotated word: bits
-// that come from elsewhere in it are masked off.
+// The steps of keys: in shared memory, unless there are many. An offset is that
+// of a key's step in bytes; it comes from a rotated word, of which all other
+// bits are masked off.
 template <typename Word, bool Near>
 struct Steps {
-  const u8* steps;  // shared memory if Near, else global memory
+  const u32* steps;  // shared memory if Near, else global memory
+  u32 near;          // address in shared memory: a multiple of the size of the steps
   u32 rotate;
   u32 mask;
 
   TPDE_FN Steps(const Shared<Word>& s, const Tables& tables) {
-    steps = Near ? reinterpret_cast<const u8*>(s.step) : tables.at<u8>(tables.step_at);
-    rotate = (tables.shift - 3) & 31;
-    mask = (tables.keys - 1) * (u32)sizeof(Counts);
+    steps = Near ? s.step : tables.at<u32>(tables.step_at);
+#ifdef __CUDA_ARCH__
+    near = (u32)__cvta_generic_to_shared(s.step);
+#endif
+    rotate = (tables.shift - 2) & 31;
+    mask = (tables.keys - 1) * (u32)sizeof(u32);
   }
-  TPDE_FN u32 offset(const Group& g, u32 j) const {
+  // The step of word j of a group; j is known when this is compiled.
+  TPDE_FN u32 step(const Group& g, u32 j) const {
     const u32 per = sizeof(Word) < 4 ? 4 / sizeof(Word) : 1;
     const u32 x = sizeof(Word) == 8 ? g.w[(2 * j + 1) & 3] : g.w[j / per];
     const u32 right = (rotate + j % per * 8 * (u32)sizeof(Word)) & 31;
 #ifdef __CUDA_ARCH__
-    return __funnelshift_r(x, x, right) & mask;
-#else
-    return (right ? x >> right | x << (32 - right) : x) & mask;
-#endif
-  }
-  TPDE_FN Counts step(u32 offset) const {
-#ifdef __CUDA_ARCH__
-    if (!Near) {
-      const uint2 v = __ldg(reinterpret_cast<const uint2*>(steps + offset));
-      return Counts{v.x, v.y};
+    const u32 rotated = __funnelshift_r(x, x, right);
+    if (Near) {  // mask and address in one instruction
+      u32 v;
+      asm("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"((rotated & mask) | near));
+      return v;
     }
+    return __ldg(steps + (rotated & mask) / 4);
+#else
+    return steps[((right ? x >> right | x << (32 - right) : x) & mask) / 4];
 #endif
-    return *reinterpret_cast<const Counts*>(steps + offset);
   }
-  // 1 if the key is of class c.
-  TPDE_FN u32 is_class(u32 offset, u32 c) const { return steps[offset + c]; }
 };
 
 // What thread t counts in its stretch: sum.g[j] in the groups before group j,
@@ -116,7 +116,12 @@ TPDE_FN void count_stretch(const Shared<Word>& s, const Steps<Word, Near>& steps
     sum.g[j] = sum.all;
     const Group g = load_whole(&s.tile[swizzle<Word>(t * Shape<Word>::kStretch + j)]);
 #pragma unroll
-    for (u32 i = 0; i < Shape<Word>::kPer; i++) sum.all = sum.all + steps.step(steps.offset(g, i));
+    for (u32 part = 0; part < Shape<Word>::kPer; part += 8) {  // half a byte holds no more
+      u32 n = 0;
+#pragma unroll
+      for (u32 i = part; i < part + 8 && i < Shape<Word>::kPer; i++) n += steps.step(g, i);
+      sum.all = sum.all + Counts{n & 0x0f0f0f0f, n >> 4 & 0x0f0f0f0f};
+    }
   }
 }
 
@@ -129,10 +134,10 @@ TPDE_FN void scan_segments(Private<Counts, kThreads>& v, u32 width) {
   Counts sum = v.value;
 #pragma unroll
   for (u32 d = 1; d < width; d *= 2) {
-    const Counts up = Counts{__shfl_up_sync(0xffffffffu, sum.low, d), __shfl_up_sync(0xffffffffu, sum.high, d)};
+    const Counts up = Counts{__shfl_up_sync(0xffffffffu, sum.even, d), __shfl_up_sync(0xffffffffu, sum.odd, d)};
     if (lane >= d) sum = sum + up;
   }
-  v.value = Counts{sum.low - v.value.low, sum.high - v.value.high};
+  v.value = Counts{sum.even - v.value.even, sum.odd - v.value.odd};
 #else
   for (u32 t = 0; t < kThreads; t += width) {
     Counts sum = {0, 0};
@@ -146,8 +151,8 @@ TPDE_FN void scan_segments(Private<Counts, kThreads>& v, u32 width) {
 }
 
 // Where in a row of Shared.total the total of a class is: the even and the odd
-// bytes of both halves of Counts.
-TPDE_FN u32 total_index(u32 c) { return c / 4 * 4 + c % 2 * 2 + c / 2 % 2; }
+// bytes of both words of Counts.
+TPDE_FN u32 total_index(u32 c) { return c % 2 * 4 + c / 2 % 2 * 2 + c / 4; }
 
 // Stores the counts of thread t; `before` is what the threads of its segment
 // before it count.
@@ -158,10 +163,10 @@ TPDE_FN void store_counts(Shared<Word>& s, u32 t, const Stretch<Word>& sum, Coun
   for (u32 j = 0; j < Shape<Word>::kStretch; j++) s.before[t * Shape<Word>::kStretch + j] = before + sum.g[j];
   if (t % Shape<Word>::kSegmentThreads != Shape<Word>::kSegmentThreads - 1) return;
   Group all;
-  all.w[0] = (before.low & bytes) + (sum.all.low & bytes);
-  all.w[1] = (before.low >> 8 & bytes) + (sum.all.low >> 8 & bytes);
-  all.w[2] = (before.high & bytes) + (sum.all.high & bytes);
-  all.w[3] = (before.high >> 8 & bytes) + (sum.all.high >> 8 & bytes);
+  all.w[0] = (before.even & bytes) + (sum.all.even & bytes);
+  all.w[1] = (before.even >> 8 & bytes) + (sum.all.even >> 8 & bytes);
+  all.w[2] = (before.odd & bytes) + (sum.all.odd & bytes);
+  all.w[3] = (before.odd >> 8 & bytes) + (sum.all.odd >> 8 & bytes);
   store_shared(s.total[t / Shape<Word>::kSegmentThreads], all);
 }
 
@@ -211,9 +216,9 @@ TPDE_FN u32 scan_class(Shared<Word>& s, u32 c) {
 // A warp does this for class c of the tile at word `first`. What was counted
 // behind the end of the chunk are zeros.
 template <typename Word>
-TPDE_FN u32 class_words(Shared<Word>& s, const Block<Word>& b, const Tables& tables, u32 first, u32 c) {
+TPDE_FN u32 class_words(Shared<Word>& s, const Block<Word>& b, u32 first, u32 c) {
   const u32 words = min_u32(b.words - first, Shape<Word>::kTileWords);
-  return scan_class(s, c) - (c == tables.zero_class ? Shape<Word>::kTileWords - words : 0);
+  return scan_class(s, c) - (c == s.zero_class ? Shape<Word>::kTileWords - words : 0);
 }
 
 // A warp counts the entries of an ascending list from `from` up to `end` that
@@ -244,7 +249,7 @@ TPDE_FN u32 locate(const Shared<Word>& s, const Steps<Word, Near>& steps, u32 c,
     if (s.segment[c][segment + d] <= n) segment += d;
   }
   n -= s.segment[c][segment];
-  const u8* before = reinterpret_cast<const u8*>(s.before) + c;
+  const u8* before = reinterpret_cast<const u8*>(s.before) + byte_of(c);
   u32 group = segment * Sh::kSegmentGroups;
 #pragma unroll
   for (u32 d = Sh::kSegmentGroups / 2; d > 0; d /= 2) {
@@ -252,12 +257,14 @@ TPDE_FN u32 locate(const Shared<Word>& s, const Steps<Word, Near>& steps, u32 c,
   }
   n -= before[group * sizeof(Counts)];
   const Group g = load_whole(&s.tile[swizzle<Word>(group)]);
-  u32 word = 0, seen = 0;
+  const u32 bit = 1u << 4 * c;
+  u32 word = 0;
 #pragma unroll
   for (u32 j = 0; j < Sh::kPer; j++) {
-    const u32 member = steps.is_class(steps.offset(g, j), c);
-    if (member && seen == n) word = j;
-    seen += member;
+    if (steps.step(g, j) & bit) {
+      if (n == 0) word = j;
+      n--;
+    }
   }
   return group * Sh::kPer + word;
 }
@@ -266,12 +273,14 @@ TPDE_FN u32 locate(const Shared<Word>& s, const Steps<Word, Near>& steps, u32 c,
 // and makes i its number in the class; false if the tile has fewer.
 template <typename Word>
 TPDE_FN bool find_event(const Shared<Word>& s, u32& i, u32& c) {
-  for (c = 0; c < kClasses; c++) {
-    const u32 n = s.progress[c].events;
-    if (i < n) return true;
-    i -= n;
+  const Group low = load_whole(s.events), high = load_whole(s.events + 4);
+  c = 0;
+#pragma unroll
+  for (u32 k = 0; k < kClasses; k++) {
+    const u32 n = k < 4 ? low.w[k & 3] : high.w[k & 3];
+    if (c == k && i >= n) i -= n, c++;
   }
-  return false;
+  return c < kClasses;
 }
 
 // The word of the tile that event i of class c is at. `from` and `bias` say where

@@ -31,7 +31,7 @@ func DeviceTables(dt dtype.Type, data []byte) ([]byte, error) {
 
 	var steps, codes, symbols, entries []byte
 	for _, class := range classOf {
-		steps = le.AppendUint64(steps, 1<<(8*class))
+		steps = le.AppendUint32(steps, 1<<(4*class))
 	}
 	codes = append(codes, codeOf...)
 	infos := make([]byte, 0, 16*interval.MaxSymbols)
