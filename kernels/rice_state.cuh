@@ -210,10 +210,17 @@ TPDE_FN u32 key_of_word(const Tables& tables, Word w) {
   return key_of(tables, sizeof(Word) == 8 ? (u32)((u64)w >> 32) : (u32)w);
 }
 
+#ifdef QUANT
+// One copy of the code, which is large.
+TPDE_SLOW Group dequant(const quant::QuantBase& q, u64 first, u32 count) {
+  return quant::dequant_any<QUANT>(q, first, count);
+}
+#endif
+
 template <typename Word>
 TPDE_FN Word base_word(const Block<Word>& b, u32 i) {
 #ifdef QUANT
-  return (Word)quant::dequant_any<QUANT>(*b.quantised, b.first + i, 1).w[0];
+  return (Word)dequant(*b.quantised, b.first + i, 1).w[0];
 #else
   return b.base ? b.base[i] : (Word)0;
 #endif

@@ -24,19 +24,18 @@ TPDE_FN bool is_whole(const Block<Word>& b, u32 first) {
   return b.aligned && b.words >= Shape<Word>::kTileWords && first <= b.words - Shape<Word>::kTileWords;
 }
 
-// Loads thread t's groups of the tile at word `first`, if it is a whole one.
+// Loads thread t's groups of the tile at word `first`, if it is a whole one. A
+// quantised base is not loaded ahead.
 template <typename Word>
 TPDE_FN void load_tile(const Block<Word>& b, u32 first, u32 t, Ahead<Word>& a) {
+#ifndef QUANT
   if (!is_whole(b, first)) return;
 #pragma unroll
   for (u32 j = 0; j < Shape<Word>::kStretch; j++) {
     const u32 word = first + (t + j * kThreads) * Shape<Word>::kPer;
-#ifdef QUANT
-    a.g[j] = quant::dequant_any<QUANT>(*b.quantised, b.first + word, Shape<Word>::kPer);
-#else
     a.g[j] = b.base ? load_whole(b.base + word) : Group{{0, 0, 0, 0}};
-#endif
   }
+#endif
 }
 
 // Puts them into shared memory, and with `copy` into the target. The words of
@@ -45,11 +44,20 @@ template <typename Word>
 TPDE_FN void stage_tile(Shared<Word>& s, const Block<Word>& b, u32 first, u32 t, const Ahead<Word>& a, bool copy) {
   const u32 per = Shape<Word>::kPer;
   if (is_whole(b, first)) {
+#ifdef QUANT
+#pragma unroll 1
+#else
 #pragma unroll
+#endif
     for (u32 j = 0; j < Shape<Word>::kStretch; j++) {
       const u32 i = t + j * kThreads;
-      store_shared(&s.tile[swizzle<Word>(i)], a.g[j]);
-      if (copy) store_whole(b.dst + first + i * per, a.g[j]);
+#ifdef QUANT
+      const Group g = dequant(*b.quantised, b.first + first + i * per, per);
+#else
+      const Group g = a.g[j];
+#endif
+      store_shared(&s.tile[swizzle<Word>(i)], g);
+      if (copy) store_whole(b.dst + first + i * per, g);
     }
     return;
   }
