@@ -71,3 +71,14 @@ TPDE_FN u32 bits_at(const u32* p, u32 words, u32 at, u32 n) {
   return (used ? a << used | b >> (32 - used) : a) >> (32 - n);
 #endif
 }
+
+// Bit `at` of such a string.
+TPDE_FN u32 bit_at(const u32* p, u32 words, u32 at) {
+  const u32* word = p + min_u32(at >> 5, words - 1);
+  const u32 shift = (at & 31) ^ 7;  // bytes are in order, their bits are not
+#ifdef __CUDA_ARCH__
+  return __ldg(word) >> shift & 1;
+#else
+  return *word >> shift & 1;
+#endif
+}

@@ -71,14 +71,16 @@ TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& t
     }
     barrier();  // the copy, too, is written before the events
     EACH_THREAD(t, kThreads) {
-      u32 i, c;
+      const Numbering numbering(s);
 #pragma unroll 1
-      for (u32 n = t; i = n, find_event(s, i, c); n += kThreads) {
-        const u32 at = locate_event(s, steps, c, i);
+      for (u32 n = t; n < numbering.all(); n += kThreads) {
+        u32 i = n;
+        const u32 c = numbering.class_of(i);
+        const Place<Word> place = locate_event(s, steps, c, i);
         if (s.classes[c].kind == kValued) {
-          s.list[s.progress[c].from + i] = (u16)(first + at);
+          s.list[s.progress[c].from + i] = (u16)(first + place.at);
         } else {
-          apply_sign(s, b, data, first, at, s.head.sign_at[c] + s.progress[c].first + i);
+          apply_sign(s, b, data, first, place, s.head.sign_at[c] + s.progress[c].first + i);
         }
       }
     }

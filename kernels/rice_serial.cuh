@@ -169,16 +169,18 @@ TPDE_SLOW void serial_pass(Shared<Word>& s, const Block<Word> b, const Tables& t
     }
     barrier();
     EACH_THREAD(t, kThreads) {
-      u32 i, c;
+      const Numbering numbering(s);
 #pragma unroll 1
-      for (u32 n = t; i = n, find_event(s, i, c); n += kThreads) {
+      for (u32 n = t; n < numbering.all(); n += kThreads) {
+        u32 i = n;
+        const u32 c = numbering.class_of(i);
         const bool valued = s.classes[c].kind == kValued;
         if (!write && c != only) continue;
-        const u32 at = locate_event(s, steps, c, i);
+        const Place<Word> place = locate_event(s, steps, c, i);
         if (valued) {
-          s.list[s.progress[c].from + i] = (u16)at;
+          s.list[s.progress[c].from + i] = (u16)place.at;
         } else {
-          apply_sign(s, b, data, first, at, h.sign_at[c] + s.progress[c].first + i);
+          apply_sign(s, b, data, first, place, h.sign_at[c] + s.progress[c].first + i);
         }
       }
     }

@@ -247,9 +247,16 @@ TPDE_FN u32 count_below(const u16* list, u32 from, u32 end, u32 limit) {
 #endif
 }
 
+// A word of a tile.
+template <typename Word>
+struct Place {
+  u32 at;
+  Word word;
+};
+
 // The word of the tile that is number n of class c in it; it has more than n.
 template <typename Word, bool Near>
-TPDE_FN u32 locate(const Shared<Word>& s, const Steps<Word, Near>& steps, u32 c, u32 n) {
+TPDE_FN Place<Word> locate(const Shared<Word>& s, const Steps<Word, Near>& steps, u32 c, u32 n) {
   typedef Shape<Word> Sh;
   u32 segment = 0;
 #pragma unroll
@@ -264,7 +271,8 @@ TPDE_FN u32 locate(const Shared<Word>& s, const Steps<Word, Near>& steps, u32 c,
     if (before[(group + d) * sizeof(Counts)] <= n) group += d;
   }
   n -= before[group * sizeof(Counts)];
-  const Group g = load_whole(&s.tile[swizzle<Word>(group)]);
+  const Group* slot = s.tile + swizzle<Word>(group);
+  const Group g = load_whole(slot);
   const u32 bit = 1u << 4 * c;
   u32 word = 0;
 #pragma unroll
@@ -274,36 +282,46 @@ TPDE_FN u32 locate(const Shared<Word>& s, const Steps<Word, Near>& steps, u32 c,
       n--;
     }
   }
-  return group * Sh::kPer + word;
+  return Place<Word>{group * Sh::kPer + word, reinterpret_cast<const Word*>(slot)[word]};
 }
 
-// The events of a tile are numbered, class by class. Finds the class of event i
-// and makes i its number in the class; false if the tile has fewer.
-template <typename Word>
-TPDE_FN bool find_event(const Shared<Word>& s, u32& i, u32& c) {
-  const Group low = load_whole(s.events), high = load_whole(s.events + 4);
-  c = 0;
+// The events of a tile are numbered, class by class.
+struct Numbering {
+  u32 end[kClasses];  // number of the event behind the last one of each class
+
+  template <typename Word>
+  TPDE_FN explicit Numbering(const Shared<Word>& s) {
+    const Group low = load_whole(s.events), high = load_whole(s.events + 4);
+    u32 sum = 0;
 #pragma unroll
-  for (u32 k = 0; k < kClasses; k++) {
-    const u32 n = k < 4 ? low.w[k & 3] : high.w[k & 3];
-    if (c == k && i >= n) i -= n, c++;
+    for (u32 c = 0; c < kClasses; c++) end[c] = sum += c < 4 ? low.w[c & 3] : high.w[c & 3];
   }
-  return c < kClasses;
-}
+  TPDE_FN u32 all() const { return end[kClasses - 1]; }
+  // The class of event n, below all(); n becomes its number in the class.
+  TPDE_FN u32 class_of(u32& n) const {
+    u32 c = 0, before = 0;
+#pragma unroll
+    for (u32 k = 0; k + 1 < kClasses; k++) {
+      if (n >= end[k]) c = k + 1, before = end[k];
+    }
+    n -= before;
+    return c;
+  }
+};
 
-// The word of the tile that event i of class c is at. `from` and `bias` say where
-// the class's ranks are in the list; a dense word's number is its rank.
+// The word of the tile that event i of class c is at. A dense word's number is
+// its rank.
 template <typename Word, bool Near>
-TPDE_FN u32 locate_event(const Shared<Word>& s, const Steps<Word, Near>& steps, u32 c, u32 i) {
+TPDE_FN Place<Word> locate_event(const Shared<Word>& s, const Steps<Word, Near>& steps, u32 c, u32 i) {
   const Progress& p = s.progress[c];
   return locate(s, steps, c, c == kDense ? i : s.list[p.from + i] - p.bias);
 }
 
-// Moves the word at `at` of a tile by one unit, as a sign says.
+// Moves a word of the tile at word `first` by one unit, as a sign says.
 template <typename Word>
-TPDE_FN void apply_sign(const Shared<Word>& s, const Block<Word>& b, const u32* data, u32 first, u32 at, u32 sign) {
-  const Word v = (Word)1 - (Word)(bits_at(data, s.head.bits / 32, sign, 1) << 1);
-  b.dst[first + at] = apply<Word>(tile_word(s, at), v);
+TPDE_FN void apply_sign(const Shared<Word>& s, const Block<Word>& b, const u32* data, u32 first, const Place<Word>& place, u32 sign) {
+  const Word v = (Word)1 - (Word)(bit_at(data, s.head.bits / 32, sign) << 1);
+  b.dst[first + place.at] = apply<Word>(place.word, v);
 }
 
 }  // namespace rice
