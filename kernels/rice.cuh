@@ -9,7 +9,7 @@
 // read once, and written to the target once; changed words are written again.
 //
 // All of that is in shared memory, which is enough for what sparse changes take.
-// Chunks with more events, or more than 65536 words, are decoded tile by tile
+// Chunks with more events, or very long ones, are decoded tile by tile
 // (rice_serial.cuh). The data may be anything: each read and write is bounded,
 // and so is the work.
 #pragma once
@@ -34,19 +34,19 @@ template <typename Word>
 TPDE_FN void find_range(Shared<Word>& s, const Block<Word>& b, u32 first, u32 c) {
   const Head& h = s.head;
   const u32 begin = s.progress[c].passed, done = s.progress[c].done;
-  const u32 passed = begin + class_words(s, b, first, c);
+  const u32 count = class_words(s, b, first, c);
   const u32 from = h.start[c] + done, end = h.start[c] + h.events[c];
-  u32 n;
+  u32 n = count;
   if (c != kDense) {
-    n = count_below(s.list, from, end, passed);
-  } else {
-    n = passed - begin;
-    if (n > end - from) n = 0;  // more words than the chunk counts: told at the end
+    n = count_within(s, from, end, begin, count);
+  } else if (n > end - from) {
+    n = 0;  // more words than the chunk counts: told at the end
   }
   sync_warp();
   if (is_leader()) {
-    s.progress[c] = Progress{passed, begin, done + n, done, from, begin};
+    s.progress[c] = Progress{begin + count, begin, done + n, done, from, begin};
     s.events[c] = n;
+    if (first % kPageWords == 0) s.notes.listed.page[c][first / kPageWords] = (u16)done;
   }
 }
 
@@ -92,7 +92,7 @@ TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& t
 template <typename Word>
 TPDE_FN bool fits(const Head& h, const Tables& tables, u32 words) {
   if (kNear<Word> && tables.keys > kNearKeys) return false;
-  return words <= kShortWords && h.gap_events + h.events[kDense] <= kMaxList && h.values <= Shape<Word>::kTileWords;
+  return words <= kMaxWords && h.gap_events + h.events[kDense] <= kMaxList && h.values <= Shape<Word>::kTileWords;
 }
 
 // Notes whether every event was found, and every dense word has one.
@@ -107,7 +107,7 @@ TPDE_FN void check_found(Shared<Word>& s) {
 template <typename Word>
 TPDE_FN void decode_events(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data,
                            Private<Ahead<Word>, kThreads>& ahead) {
-  if (!fits<Word>(s.head, tables, b.words)) {
+  if (!fits<Word>(s.head, tables, b.words) || s.too_wide) {
     decode_serially<Word>(s, b, tables, data);
     check_found(s);
     return;
@@ -143,8 +143,12 @@ TPDE_FN bool decode_chunk(Shared<Word>& s, const Block<Word>& b, const Tables& t
     if (t < kClasses) {
       s.classes[t] = tables.classes[t];
       s.progress[t] = Progress{0, 0, 0, 0, 0, 0};
+      for (u32 i = 0; i < kPages; i++) s.notes.listed.page[t][i] = 0xffff;
     }
-    if (t == 0) s.zero_class = tables.zero_class;
+    if (t == 0) {
+      s.zero_class = tables.zero_class;
+      s.far_events = s.too_wide = 0;
+    }
   }
   barrier();
   EACH_THREAD(t, kThreads) {

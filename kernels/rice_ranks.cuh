@@ -34,7 +34,7 @@ TPDE_FN u32 end_of_one(u32 piece, u32 k) {
 }
 
 // Finds where the quotients of each class start, and with `list` the zeros
-// before each event.
+// before each event, or that they are too many.
 template <typename Word>
 TPDE_FN void scan_quotients(Shared<Word>& s, const u32* data, bool list) {
   Head& h = s.head;
@@ -62,7 +62,7 @@ TPDE_FN void scan_quotients(Shared<Word>& s, const u32* data, bool list) {
         for (; piece != 0 && i < h.gap_events; i++) {
           const u32 run = leading_zeros(piece);
           zeros += run;
-          if (zeros >= kShortWords) s.bad = 1;
+          if (zeros > 0xffff) s.too_wide = 1;
           s.list[i] = (u16)zeros;
           piece <<= run;
           piece <<= 1;
@@ -76,24 +76,30 @@ TPDE_FN void scan_quotients(Shared<Word>& s, const u32* data, bool list) {
   }
 }
 
-// Replaces the zeros before each event by its rank. The chunk has at most
-// kShortWords words.
+// The low bits of an event of class c, and one; more than the chunk has words
+// count as so many.
+template <typename Word>
+TPDE_FN u32 low_and_one(const Shared<Word>& s, const u32* data, u32 words, u32 c, u32 event) {
+  const Head& h = s.head;
+  const u32 k = s.classes[c].low;
+  return min_u32(bits_at(data, h.bits / 32, h.low_at[c] + (event - h.start[c]) * k, k), words) + 1;
+}
+
+// Replaces the zeros before each event by the low 16 bits of its rank, and lists
+// the events that are far behind others. The chunk has at most kMaxWords words.
 template <typename Word>
 TPDE_FN void make_ranks(Shared<Word>& s, const u32* data, u32 words) {
   const Head& h = s.head;
-  const u32 string_words = h.bits / 32;
   const u32 each = (h.gap_events + kThreads - 1) / kThreads;
-  Private<u32, kThreads> sum;
+  Private<u32, kThreads> sum, zeros;
   EACH_THREAD(t, kThreads) {
     u32 n = 0;
     const u32 end = min_u32((t + 1) * each, h.gap_events);
     u32 i = min_u32(t * each, end);
+    zeros[t] = i > 0 ? s.list[i - 1] : 0;  // before another thread replaces it
     for (u32 c = class_of_event(h, i); i < end; i++) {
       while (i - h.start[c] >= h.events[c]) c++;
-      const u32 k = s.classes[c].low;
-      const u32 low = bits_at(data, string_words, h.low_at[c] + (i - h.start[c]) * k, k);
-      if (low >= words) s.bad = 1;
-      n += min_u32(low, kShortWords) + 1;
+      n += low_and_one(s, data, words, c, i);
     }
     sum[t] = n;
   }
@@ -107,24 +113,30 @@ TPDE_FN void make_ranks(Shared<Word>& s, const u32* data, u32 words) {
       u32 n = sum[t], i = begin;
       for (u32 c = class_of_event(h, i); i < h.start[first]; i++) {
         while (i - h.start[c] >= h.events[c]) c++;
-        const u32 k = s.classes[c].low;
-        n += min_u32(bits_at(data, string_words, h.low_at[c] + (i - h.start[c]) * k, k), kShortWords) + 1;
+        n += low_and_one(s, data, words, c, i);
       }
-      s.low_before[first] = n;
+      s.notes.listed.low_before[first] = n;
     }
   }
   barrier();
   EACH_THREAD(t, kThreads) {
     const u32 end = min_u32((t + 1) * each, h.gap_events);
-    u32 n = sum[t], i = min_u32(t * each, end);
+    u32 n = sum[t], i = min_u32(t * each, end), before = zeros[t];
     for (u32 c = class_of_event(h, i); i < end; i++) {
       while (i - h.start[c] >= h.events[c]) c++;
-      const u32 k = s.classes[c].low;
-      n += min_u32(bits_at(data, string_words, h.low_at[c] + (i - h.start[c]) * k, k), kShortWords) + 1;
-      const u32 zeros_before = h.quotient_at[c] - h.quotients - h.start[c];
-      const u64 rank = ((u64)(s.list[i] - zeros_before) << k) + (n - s.low_before[c] - 1);
-      if (rank >= words) s.bad = 1;
+      const u32 k = s.classes[c].low, low = low_and_one(s, data, words, c, i);
+      const u32 class_zeros = h.quotient_at[c] - h.quotients - h.start[c], here = s.list[i];
+      if (i == h.start[c]) before = class_zeros;
+      n += low;
+      const u64 rank = ((u64)(here - class_zeros) << k) + (n - s.notes.listed.low_before[c] - 1);
+      if (rank >= words) {
+        s.bad = 1;
+      } else if (((u64)(here - before) << k) + low > kFar) {
+        const u32 slot = add_shared(&s.far_events, 1);
+        if (slot < kMaxFar) s.notes.listed.far[slot] = Far{i, (u32)rank}; else s.bad = 1;
+      }
       s.list[i] = (u16)rank;
+      before = here;
     }
   }
 }

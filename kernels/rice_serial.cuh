@@ -136,7 +136,7 @@ TPDE_SLOW void serial_pass(Shared<Word>& s, const Block<Word> b, const Tables& t
   const Steps<Word, false> steps(s, tables);
   EACH_THREAD(t, kThreads) {
     for (u32 c = 0; c < kClasses; c++) {
-      if (serves(t, c)) restart(s, data, b.words, c, s.cursor[c]);
+      if (serves(t, c)) restart(s, data, b.words, c, s.notes.serial[c]);
     }
   }
   barrier();
@@ -163,7 +163,7 @@ TPDE_SLOW void serial_pass(Shared<Word>& s, const Block<Word> b, const Tables& t
       u32 from = 0;
 #pragma unroll 1
       for (u32 c = 0; c < kClasses; c++) {
-        if (serves(t, c)) list_class(s, data, b.words, c, from, s.cursor[c]);
+        if (serves(t, c)) list_class(s, data, b.words, c, from, s.notes.serial[c]);
         from += s.progress[c].passed - s.progress[c].begin;
       }
     }
@@ -189,7 +189,7 @@ TPDE_SLOW void serial_pass(Shared<Word>& s, const Block<Word> b, const Tables& t
 #pragma unroll 1
       for (u32 c = 0; c < kClasses; c++) {
         if (serves(t, c) && s.classes[c].kind == kValued && (write || c == only)) {
-          read_class(s, b, tables, data, first, c, write, s.cursor[c]);
+          read_class(s, b, tables, data, first, c, write, s.notes.serial[c]);
         }
       }
     }
@@ -217,7 +217,7 @@ TPDE_SLOW void decode_serially(Shared<Word>& s, const Block<Word> b, const Table
     }
     EACH_THREAD(t, kThreads) {
       if (t == 0) {
-        if (last < kClasses && c < kClasses) s.value_end = s.cursor[last].value;
+        if (last < kClasses && c < kClasses) s.value_end = s.notes.serial[last].value;
         if (c < kClasses) s.value_bit[c] = s.value_end;
       }
     }
@@ -226,7 +226,7 @@ TPDE_SLOW void decode_serially(Shared<Word>& s, const Block<Word> b, const Table
   barrier();
   serial_pass<Word>(s, b, tables, data, kClasses);
   EACH_THREAD(t, kThreads) {
-    if (t == 0 && !ends_at(h, data, last < kClasses ? s.cursor[last].value : s.value_end)) s.bad = 1;
+    if (t == 0 && !ends_at(h, data, last < kClasses ? s.notes.serial[last].value : s.value_end)) s.bad = 1;
   }
 }
 

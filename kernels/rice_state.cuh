@@ -21,6 +21,11 @@ const u32 kLaneValues = 128;
 const u32 kShortWords = 65536;  // positions in chunks of at most so many words have 16 bits
 const u32 kNearKeys = 256;      // keys whose steps fit into shared memory
 const u32 kMaxList = 8192;      // events that a list in shared memory holds
+const u32 kMaxWords = 1 << 18;  // of a chunk with such a list: the sum of its distances has 31 bits
+const u32 kPageWords = 65536;   // words whose numbers differ in their low 16 bits
+const u32 kPages = kMaxWords / kPageWords;
+const u32 kFar = 32768;         // a distance at which low 16 bits do not tell how far
+const u32 kMaxFar = kMaxWords / kFar;
 const u32 kSegmentWords = 256;  // at most so many words are counted in bytes
 const u32 kBits = 0xffffffffu;  // a number of bits that no string has
 
@@ -145,24 +150,41 @@ struct Cursor {
   u32 next_lane;  // the first lane that does not start before its next value
 };
 
+// An event that is far behind the one before it in its class.
+struct Far {
+  u32 event;
+  u32 rank;
+};
+
+// What is kept for chunks whose events fit into the list, and for others.
+union Notes {
+  struct {
+    u32 low_before[kClasses];    // sum of low bits and ones before the first event of a class
+    u16 page[kClasses][kPages];  // events of a class before a page; 65535 where there is none
+    Far far[kMaxFar];
+  } listed;
+  Cursor serial[kClasses];
+};
+
 template <typename Word>
 struct Shared {
   alignas(16) Group tile[Shape<Word>::kGroups];  // base words, swizzled; at last Word values[kTileWords]
   Counts before[Shape<Word>::kGroups];  // words of each class in the segment before the group
   alignas(sizeof(u32) * kNearKeys) u32 step[kNearKeys];
-  u16 list[kMaxList];                   // events: their ranks, then their positions
+  u16 list[kMaxList];                   // events: the low 16 bits of their ranks, then of their positions
   alignas(16) u16 total[Shape<Word>::kSegments][kClasses];  // words of each class, in the order of total_index
   u16 segment[kClasses][Shape<Word>::kSegments];  // words of each class in the tile before the segment
   ClassInfo classes[kClasses];
   Progress progress[kClasses];
   alignas(16) u32 events[kClasses];     // in the tile
-  u32 low_before[kClasses];             // sum of low bits and ones before the first event of a class
   u32 value_bit[kClasses];              // where the values of a class start, and the last ones found end
   u32 value_end;
-  Cursor cursor[kClasses];
+  Notes notes;
   u32 sums[kWarps];
   u32 lane_start[kMaxLanes + 1];        // bit of the first value of a lane
   Head head;
+  u32 far_events;
+  u32 too_wide;                         // not 0: the list does not hold the quotients
   u32 zero_class;                       // of key 0
   u32 deltas;
   u32 bad;                              // not 0: the chunk is corrupt

@@ -229,20 +229,34 @@ TPDE_FN u32 class_words(Shared<Word>& s, const Block<Word>& b, u32 first, u32 c)
   return scan_class(s, c) - (c == s.zero_class ? Shape<Word>::kTileWords - words : 0);
 }
 
-// A warp counts the entries of an ascending list from `from` up to `end` that
-// are below `limit`.
-TPDE_FN u32 count_below(const u16* list, u32 from, u32 end, u32 limit) {
+// Whether an event of the list is among the `count` words of its class from rank
+// `begin` on, if it is not before them.
+template <typename Word>
+TPDE_FN bool is_within(const Shared<Word>& s, u32 event, u32 begin, u32 count) {
+  bool within = (u16)(s.list[event] - begin) < count;
+  // Where distances are large, low bits do not tell.
+#pragma unroll 1
+  for (u32 k = 0; k < s.far_events; k++) {
+    if (s.notes.listed.far[k].event == event) within = s.notes.listed.far[k].rank - begin < count;
+  }
+  return within;
+}
+
+// A warp counts the events from `from` up to `end` that are within that range:
+// all of them up to one that is not.
+template <typename Word>
+TPDE_FN u32 count_within(const Shared<Word>& s, u32 from, u32 end, u32 begin, u32 count) {
   u32 n = 0;
 #ifdef __CUDACC__
   const u32 lane = threadIdx.x & 31;
   for (;;) {
     const u32 i = from + n + lane;
-    const u32 below = __popc(__ballot_sync(0xffffffffu, i < end && list[i] < limit));
-    n += below;
-    if (below < 32) return n;
+    const u32 others = __ballot_sync(0xffffffffu, i >= end || !is_within(s, i, begin, count));
+    if (others != 0) return n + __ffs(others) - 1;
+    n += 32;
   }
 #else
-  while (from + n < end && list[from + n] < limit) n++;
+  while (from + n < end && is_within(s, from + n, begin, count)) n++;
   return n;
 #endif
 }
@@ -314,7 +328,7 @@ struct Numbering {
 template <typename Word, bool Near>
 TPDE_FN Place<Word> locate_event(const Shared<Word>& s, const Steps<Word, Near>& steps, u32 c, u32 i) {
   const Progress& p = s.progress[c];
-  return locate(s, steps, c, c == kDense ? i : s.list[p.from + i] - p.bias);
+  return locate(s, steps, c, c == kDense ? i : (u16)(s.list[p.from + i] - p.bias));
 }
 
 // Moves a word of the tile at word `first` by one unit, as a sign says.

@@ -57,6 +57,15 @@ TPDE_FN Word* values_of(Shared<Word>& s) {
   return reinterpret_cast<Word*>(s.tile);
 }
 
+// The position of event i of class c, once the list has its low bits.
+template <typename Word>
+TPDE_FN u32 position_of(const Shared<Word>& s, u32 c, u32 i) {
+  u32 page = 0;
+#pragma unroll
+  for (u32 k = 1; k < kPages; k++) page += i >= s.notes.listed.page[c][k];
+  return page * kPageWords + s.list[s.head.start[c] + i];
+}
+
 // Looks up the codes of thread t's values. The list has the positions of all
 // events with values.
 template <typename Word>
@@ -66,7 +75,7 @@ TPDE_FN void look_up_codes(Shared<Word>& s, const Block<Word>& b, const Tables& 
   for (u32 c = 0; c < kClasses; c++) {
     if (s.classes[c].kind != kValued) continue;
     for (u32 i = t; i < h.events[c]; i += kThreads) {
-      const u32 p = s.list[h.start[c] + i];
+      const u32 p = position_of(s, c, i);
       u32 number = code[key_of_word(tables, base_word(b, p))];
       if (c == kDense && h.exceptions > 0 && is_exception(h, data, p, b.words)) number |= kListed;
       values_of(s)[h.values_at[c] + i] = (Word)number;
@@ -109,7 +118,7 @@ TPDE_FN void apply_values(Shared<Word>& s, const Block<Word>& b, u32 t) {
     for (u32 i = t; i < h.events[c]; i += kThreads) {
       const Word v = values_of(s)[h.values_at[c] + i];
       if (v != 0) {
-        const u32 p = s.list[h.start[c] + i];
+        const u32 p = position_of(s, c, i);
         b.dst[p] = apply<Word>(base_word(b, p), v);
         changed += c == kDense;  // events of gap classes have been counted
       } else if (c != kDense) {

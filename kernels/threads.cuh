@@ -66,12 +66,14 @@ TPDE_FN u32 count_ones(u32 x) {
 #endif
 }
 
-// Adds to a sum that threads share.
-TPDE_FN void add_shared(u32* sum, u32 v) {
+// Adds to a sum that threads share, and returns what it was.
+TPDE_FN u32 add_shared(u32* sum, u32 v) {
 #ifdef __CUDA_ARCH__
-  atomicAdd(sum, v);
+  return atomicAdd(sum, v);
 #else
+  const u32 was = *sum;
   *sum += v;
+  return was;
 #endif
 }
 
