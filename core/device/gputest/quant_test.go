@@ -88,7 +88,7 @@ func TestQuantisedBases(t *testing.T) {
 			for _, dt := range []dtype.Type{dtype.BF16, dtype.F16, dtype.F32} {
 				var all []*quantised
 				var jobs []engine.Job
-				for _, id := range []codec.ID{codec.Elias, codec.Raw} {
+				for _, id := range codecs {
 					for _, words := range []int{1, 9, 4096, 20_003} {
 						for _, density := range []float64{0.02, 1} {
 							q := placeQuantised(t, s, options{id: id, dt: dt, words: words, chunkWords: uint64(min(words, 8192)), base: true, density: density})
