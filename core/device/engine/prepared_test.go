@@ -153,7 +153,7 @@ func TestPrepareRefuses(t *testing.T) {
 	if _, err := Prepare(x.Append(nil)); !errors.Is(err, status.ErrCorrupt) {
 		t.Errorf("bad tables: %v", err)
 	}
-	x.Codec = codec.Rice
+	x.Codec = codec.Rice + 1
 	if _, err := Prepare(x.Append(nil)); !errors.Is(err, status.ErrUnsupported) {
 		t.Errorf("unknown codec: %v", err)
 	}
