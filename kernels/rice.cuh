@@ -95,7 +95,8 @@ TPDE_FN bool fits(const Head& h, const Tables& tables, u32 words) {
   return words <= kMaxWords && h.gap_events + h.events[kDense] <= kMaxList && h.values <= Shape<Word>::kTileWords;
 }
 
-// Notes whether every event was found, and every dense word has one.
+// Notes whether every event was found. Dense words beyond what the chunk counts
+// have none.
 template <typename Word>
 TPDE_FN void check_found(Shared<Word>& s) {
   EACH_THREAD(t, kThreads) {

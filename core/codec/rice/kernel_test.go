@@ -204,7 +204,7 @@ func TestKernel(t *testing.T) {
 func TestKernelChunks(t *testing.T) {
 	k := &kernelRequests{t: t, rng: rand.New(rand.NewPCG(3, 4))}
 	for name, b := range map[string]codec.Block{
-		"RL": codectest.RL(1 << 16), "a long RL": codectest.RL(300_001), "fine-tune": codectest.FineTune(40_000),
+		"RL": codectest.RL(1 << 16), "RL in pages": codectest.RL(200_000), "a long RL": codectest.RL(300_001), "fine-tune": codectest.FineTune(40_000),
 		"long fine-tune": codectest.FineTune(100_000), "nothing": block(k.rng, dtype.F32, 1<<16, 0, 0, false),
 		"long and sparse": block(k.rng, dtype.U8, 1<<18, 1e-4, 0.5, false), "long and wide": block(k.rng, dtype.F64, 1<<17, 0.05, 1, false),
 	} {
@@ -212,8 +212,38 @@ func TestKernelChunks(t *testing.T) {
 		k.add(p, p.data, kernelMode{})
 		k.add(p, p.data, kernelMode{inPlace: true})
 	}
+	// Events of the same class a few, and very many, words apart, in all pages
+	// of a chunk; a few of them have values.
+	for _, typ := range []dtype.Type{dtype.U8, dtype.BF16, dtype.F64} {
+		for _, wide := range []float64{0, 1} {
+			b := block(k.rng, typ, maxListed-5, 0, 0, false)
+			w := typ.WordBytes()
+			for range 40 {
+				at := k.rng.IntN(len(b.Residual) / w)
+				for range k.rng.IntN(5) + 1 {
+					change := uint64(1)
+					if k.rng.Float64() < wide {
+						change = k.rng.Uint64()>>k.rng.IntN(64) | 1
+					}
+					b.Residual[at*w] = byte(change)
+					at = min(at+k.rng.IntN(50), len(b.Residual)/w-1)
+				}
+			}
+			p := pack(t, fmt.Sprintf("%v far apart, %v", typ, wide), b, factory{}.Plan(typ, []codec.Block{b}, codec.LevelDefault))
+			k.add(p, p.data, kernelMode{off: 1})
+			k.add(p, p.data, kernelMode{inPlace: true})
+		}
+	}
+	// Long distances in a code for short ones: more zeros than the list holds.
+	short := block(k.rng, dtype.U8, 3000, 1, 0, false)
+	p := pack(t, "long distances", block(k.rng, dtype.U8, 200_000, 1e-4, 0, false), factory{}.Plan(dtype.U8, []codec.Block{short}, codec.LevelDefault))
+	k.add(p, p.data, kernelMode{})
+	k.add(p, p.data, kernelMode{inPlace: true})
 	k.run()
 }
+
+// maxListed is kMaxWords of kernels/rice_state.cuh.
+const maxListed = 1 << 18
 
 // TestKernelDamaged flips every bit of small chunks, and of tables' chunks some
 // bytes, and cuts them.
@@ -236,6 +266,8 @@ func TestKernelDamaged(t *testing.T) {
 	// Longer ones, which have lanes, or are decoded tile by tile.
 	for _, b := range []codec.Block{
 		block(k.rng, dtype.BF16, 9000, 0.05, 0.5, false), block(k.rng, dtype.F32, 9000, 0.05, 0.5, false), block(k.rng, dtype.F64, 5000, 1, 1, false),
+		block(k.rng, dtype.BF16, 40_000, 0.5, 0.01, false), block(k.rng, dtype.F32, 20_000, 0.3, 0.5, false), block(k.rng, dtype.U8, 30_000, 0.7, 0, false),
+		codectest.RLSteps(maxListed+1, 1), block(k.rng, dtype.F32, maxListed+1, 0.01, 1, false),
 	} {
 		p := pack(t, fmt.Sprintf("%v longer", b.Type), b, factory{}.Plan(b.Type, []codec.Block{b}, codec.LevelDefault))
 		for round := range 60 {
@@ -245,6 +277,13 @@ func TestKernelDamaged(t *testing.T) {
 				at = k.rng.IntN(min(len(data), 60))
 			}
 			data[at] ^= 1 << k.rng.IntN(8)
+			if round%4 == 1 { // all zeros, all ones, or anything
+				fill := k.rng.IntN(3)
+				part := data[at:min(at+k.rng.IntN(500), len(data))]
+				for i := range part {
+					part[i] = [3]byte{0, 0xff, byte(k.rng.Uint32())}[fill]
+				}
+			}
 			k.add(p, data, kernelMode{inPlace: round%3 == 0})
 		}
 	}
