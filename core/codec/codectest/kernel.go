@@ -8,17 +8,18 @@ import (
 )
 
 // RunKernel builds testdata/kernel.cc of the calling package, which compiles
-// code of kernels/ for the CPU, and returns what it answers to the requests.
-// Undefined behaviour and stray reads and writes end it with an error.
-func RunKernel(t *testing.T, requests []byte) []byte {
+// code of kernels/ for the CPU, with more flags for the compiler, and returns
+// what it answers to the requests. Undefined behaviour and stray reads and
+// writes end it with an error.
+func RunKernel(t *testing.T, requests []byte, flags ...string) []byte {
 	t.Helper()
 	compiler, err := exec.LookPath("c++")
 	if err != nil {
 		t.Skip("there is no C++ compiler")
 	}
 	program := filepath.Join(t.TempDir(), "kernel")
-	build := exec.Command(compiler, "-std=c++17", "-O1", "-Wall", "-Werror", "-Wno-unused-function", "-Wno-unknown-pragmas",
-		"-fsanitize=undefined,address", "-fno-sanitize-recover", "-I../../../kernels", "-o", program, "testdata/kernel.cc")
+	build := exec.Command(compiler, append(flags, "-std=c++17", "-O1", "-Wall", "-Werror", "-Wno-unused-function", "-Wno-unknown-pragmas",
+		"-fsanitize=undefined,address", "-fno-sanitize-recover", "-I../../../kernels", "-o", program, "testdata/kernel.cc")...)
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
