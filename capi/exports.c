@@ -156,6 +156,17 @@ int32_t tpde_source_read(void *dst, uint64_t dst_cap, tpde_handle source, const 
   return forked ? refuse() : goSourceRead(dst, dst_cap, source, (char *)name, workers);
 }
 
+int32_t tpde_parts_open(tpde_handle *parts, tpde_handle source) { return forked ? refuse() : goPartsOpen(parts, source); }
+
+int32_t tpde_parts_list(tpde_handle *text, tpde_handle parts) { return forked ? refuse() : goPartsList(text, parts); }
+
+int32_t tpde_parts_gather(void *dst, uint64_t dst_cap, tpde_handle parts, const tpde_span *spans, uint64_t num_spans,
+                          uint32_t workers) {
+  return forked ? refuse() : goPartsGather(dst, dst_cap, parts, (tpde_span *)spans, num_spans, workers);
+}
+
+int32_t tpde_parts_free(tpde_handle parts) { return forked ? refuse() : goPartsFree(parts); }
+
 int32_t tpde_source_free(tpde_handle source) { return forked ? refuse() : goSourceFree(source); }
 
 /* ---- jobs and texts --------------------------------------------------- */
@@ -169,6 +180,16 @@ int32_t tpde_unpack_start(tpde_handle *job, tpde_handle base, const char *const 
                           const char *out_path, const char *options) {
   return forked ? refuse()
                 : goUnpackStart(job, base, (char **)deltas, num_deltas, (char *)out_path, (char *)options);
+}
+
+int32_t tpde_unpack_supplied_start(tpde_handle *job, tpde_handle base, const char *const *deltas, uint32_t num_deltas,
+                                   const char *out_path, const char *options) {
+  return forked ? refuse()
+                : goUnpackSuppliedStart(job, base, (char **)deltas, num_deltas, (char *)out_path, (char *)options);
+}
+
+int32_t tpde_job_supply(tpde_handle job, const char *name, const void *data, uint64_t data_bytes) {
+  return forked ? refuse() : goJobSupply(job, (char *)name, (void *)data, data_bytes);
 }
 
 int32_t tpde_verify_start(tpde_handle *job, tpde_handle base, const char *const *deltas, uint32_t num_deltas,

@@ -53,16 +53,22 @@ func gpuItems(p *C.tpde_gpu_item, n C.uint32_t) ([]C.tpde_gpu_item, error) {
 }
 
 func newJob(p prepared, it *C.tpde_gpu_item, i int) (engine.Job, error) {
-	if it.reserved[0] != 0 || it.reserved[1] != 0 {
-		return engine.Job{}, argument("reserved of item %d is not 0", i)
+	const known = C.TPDE_GPU_QUANTISED_BASE | C.TPDE_GPU_VERIFIED_BLOB
+	switch {
+	case it.flags&^known != 0:
+		return engine.Job{}, argument("flags of item %d are %#x, expected TPDE_GPU_QUANTISED_BASE (1) and TPDE_GPU_VERIFIED_BLOB (2) at most", i, uint64(it.flags))
+	case it.reserved != 0:
+		return engine.Job{}, argument("reserved of item %d is %d, expected 0", i, uint64(it.reserved))
 	}
 	return engine.Job{
-		P:      p.Prepared,
-		Base:   uintptr(it.base),
-		Dst:    uintptr(it.dst),
-		Blob:   uintptr(it.blob),
-		Image:  uintptr(it.image),
-		Status: uintptr(unsafe.Pointer(it.status)),
+		P:         p.Prepared,
+		Base:      uintptr(it.base),
+		Quantised: it.flags&C.TPDE_GPU_QUANTISED_BASE != 0,
+		Dst:       uintptr(it.dst),
+		Blob:      uintptr(it.blob),
+		Image:     uintptr(it.image),
+		Status:    uintptr(unsafe.Pointer(it.status)),
+		Verified:  it.flags&C.TPDE_GPU_VERIFIED_BLOB != 0,
 	}, nil
 }
 

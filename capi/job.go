@@ -8,6 +8,7 @@ import "C"
 import (
 	"context"
 	"time"
+	"unsafe"
 
 	"github.com/tpde-project/tpde/core/checkpoint"
 	"github.com/tpde-project/tpde/core/fault"
@@ -21,6 +22,7 @@ type job struct {
 	done     chan struct{} // closed at the end; report and err are fixed then
 	report   any
 	err      error
+	supply   *checkpoint.Supply // nil unless tensors are given
 }
 
 func (*job) kind() string { return "a job" }
@@ -32,9 +34,12 @@ type work func(ctx context.Context, p *checkpoint.Progress) (report any, err err
 // the job. The sources stay in use until it ends.
 func start(dst *C.tpde_handle, use *inUse, w work) error {
 	ctx, cancel := context.WithCancel(context.Background())
-	j := &job{cancel: cancel, done: make(chan struct{})}
+	j := &job{cancel: cancel, done: make(chan struct{}), supply: use.supply}
 	go func() {
 		defer close(j.done)
+		if j.supply != nil {
+			defer j.supply.End()
+		}
 		defer use.release()
 		j.err = fault.Protect(func() (err error) {
 			j.report, err = w(ctx, &j.progress)
@@ -45,8 +50,11 @@ func start(dst *C.tpde_handle, use *inUse, w work) error {
 	return nil
 }
 
-// inUse collects the sources that a job works with.
-type inUse struct{ releases []func() }
+// inUse collects the sources that a job works with, and who gives it tensors.
+type inUse struct {
+	releases []func()
+	supply   *checkpoint.Supply
+}
 
 func (u *inUse) source(h C.tpde_handle) (*checkpoint.Source, error) {
 	s, release, err := acquire[*source](&handles, uint64(h))
@@ -109,6 +117,42 @@ func (j *job) tell(doneBytes, totalBytes *C.uint64_t) {
 	if totalBytes != nil {
 		*totalBytes = C.uint64_t(j.progress.Total.Load())
 	}
+}
+
+//export goJobSupply
+func goJobSupply(h C.tpde_handle, cname *C.char, data unsafe.Pointer, dataBytes C.uint64_t) C.int32_t {
+	return call(func() error {
+		name, err := text("name", cname)
+		if err != nil {
+			return err
+		}
+		d, err := view("data", data, dataBytes)
+		if err != nil {
+			return err
+		}
+		j, release, err := acquire[*job](&handles, uint64(h))
+		if err != nil {
+			return err
+		}
+		defer release()
+		return j.give(name, d)
+	})
+}
+
+// give hands a tensor to the job, which may fail meanwhile.
+func (j *job) give(name string, data []byte) error {
+	if j.supply == nil {
+		return argument("the job rebuilds its tensors itself, expected one of tpde_unpack_supplied_start")
+	}
+	taken, err := j.supply.Give(name, data)
+	if err != nil || taken {
+		return err
+	}
+	<-j.done
+	if j.err != nil {
+		return j.err
+	}
+	return argument("tensor %s: the job has ended, expected one that still runs", name)
 }
 
 //export goJobCancel

@@ -85,11 +85,21 @@ func unpackArguments(use *inUse, base C.tpde_handle, cdeltas **C.char, numDeltas
 
 //export goUnpackStart
 func goUnpackStart(dst *C.tpde_handle, base C.tpde_handle, cdeltas **C.char, numDeltas C.uint32_t, outPath, options *C.char) C.int32_t {
+	return unpackStart(dst, base, cdeltas, numDeltas, outPath, options, nil)
+}
+
+//export goUnpackSuppliedStart
+func goUnpackSuppliedStart(dst *C.tpde_handle, base C.tpde_handle, cdeltas **C.char, numDeltas C.uint32_t, outPath, options *C.char) C.int32_t {
+	return unpackStart(dst, base, cdeltas, numDeltas, outPath, options, checkpoint.NewSupply())
+}
+
+func unpackStart(dst *C.tpde_handle, base C.tpde_handle, cdeltas **C.char, numDeltas C.uint32_t, outPath, options *C.char, supply *checkpoint.Supply) C.int32_t {
 	return launch(dst, func(use *inUse) (work, error) {
 		b, deltas, o, err := unpackArguments(use, base, cdeltas, numDeltas, options)
 		if err != nil {
 			return nil, err
 		}
+		use.supply, o.Supply = supply, supply
 		out, err := path("out_path", outPath)
 		return func(ctx context.Context, p *checkpoint.Progress) (any, error) {
 			return checkpoint.Unpack(ctx, b, deltas, out, o, p)

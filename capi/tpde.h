@@ -134,6 +134,14 @@ int32_t tpde_prepared_image_bytes(uint64_t *bytes, tpde_handle prepared);
 int32_t tpde_prepared_image(void *dst, uint64_t dst_cap, tpde_handle prepared);
 int32_t tpde_prepared_free(tpde_handle prepared);
 
+/* base is the descriptor of a quantised base (128 bytes, aligned to 8; core/quant/FORMAT.md,
+ * "Descriptor") of as many elements as the tensor has: F16, BF16 or F32 with the bit residual. The
+ * parts that it points to are memory of the same GPU, none of it in dst. */
+#define TPDE_GPU_QUANTISED_BASE 1u
+/* tpde_gpu_verify, or the CPU, found no damage in blob, and it has not changed since: zstd is then
+ * decompressed without a check. Others are never checked by tpde_gpu_reconstruct. */
+#define TPDE_GPU_VERIFIED_BLOB 2u
+
 /* One tensor to rebuild. Pointers but prepared are of one GPU, and what they point to must stay
  * until the stream has run what was launched. Sizes are what the index says: nothing is passed
  * that could be compared with them. */
@@ -144,7 +152,8 @@ typedef struct {
   const void *blob;   /* aligned to 8 bytes */
   const void *image;  /* a copy of tpde_prepared_image, aligned to 16 bytes */
   uint32_t *status;   /* one for each chunk, all written: TPDE_OK, TPDE_CORRUPT or TPDE_CHECKSUM */
-  uint64_t reserved[2]; /* 0 */
+  uint64_t flags;     /* 0, or TPDE_GPU_... together */
+  uint64_t reserved;  /* 0 */
 } tpde_gpu_item;
 
 /* Rebuilds tensors, all on one GPU, on a stream (a CUstream; NULL: the default stream), without
@@ -185,6 +194,29 @@ int32_t tpde_source_read(void *dst, uint64_t dst_cap, tpde_handle source, const 
                          uint32_t workers);
 int32_t tpde_source_free(tpde_handle source);
 
+/* Bytes of a part, and where they go. */
+typedef struct {
+  uint64_t part;
+  uint64_t offset; /* first byte, in the part */
+  uint64_t bytes;
+  uint64_t to;     /* first byte, in the destination */
+} tpde_span;
+
+/* What the tensors of a source are made of, for who rebuilds them on a GPU. The source stays in use
+ * until tpde_parts_free. */
+int32_t tpde_parts_open(tpde_handle *parts, tpde_handle source);
+/* A text (JSON), in file order: {"tensors": [{"name", "dtype", "shape", "bytes", "same_as", "base":
+ * {"part", "bytes"}, "layers": [{"delta", "index": {"part", "bytes"}, "blob": {"part", "bytes"}},
+ * ...]}, ...]}. A tensor with "same_as" has the bytes of that one. Others start from the bytes of
+ * "base" (null: from nothing), to which the layers are applied in order (tpde_reconstruct). */
+int32_t tpde_parts_list(tpde_handle *text, tpde_handle parts);
+/* Copies spans to dst, on up to workers cores (0: all). Spans of a "base" begin and end on
+ * pages of 4096 bytes, or at its end; the call that copies its last page compares its digest with
+ * what the delta expects: TPDE_BASE_MISMATCH, or TPDE_TARGET_MISMATCH for what the delta stores. */
+int32_t tpde_parts_gather(void *dst, uint64_t dst_cap, tpde_handle parts, const tpde_span *spans,
+                          uint64_t num_spans, uint32_t workers);
+int32_t tpde_parts_free(tpde_handle parts);
+
 /* Long operations run as jobs, so that the caller keeps its thread: start, wait in small steps,
  * read the report, free. options: JSON object or NULL, keys as in tpde/_api.py; unknown keys are
  * refused. The report is a text (JSON). Sources must outlive the job. */
@@ -192,6 +224,12 @@ int32_t tpde_pack_start(tpde_handle *job, tpde_handle base, tpde_handle target, 
                         const char *options);
 int32_t tpde_unpack_start(tpde_handle *job, tpde_handle base, const char *const *deltas,
                           uint32_t num_deltas, const char *out_path, const char *options);
+/* tpde_unpack_start for who rebuilds tensors on a GPU: every tensor that has layers (tpde_parts_list)
+ * is given with tpde_job_supply, in that order. Files are proven with SHA-256 all the same. */
+int32_t tpde_unpack_supplied_start(tpde_handle *job, tpde_handle base, const char *const *deltas,
+                                   uint32_t num_deltas, const char *out_path, const char *options);
+/* Gives the next tensor and waits until data is needed no more, or the job fails: then its failure. */
+int32_t tpde_job_supply(tpde_handle job, const char *name, const void *data, uint64_t data_bytes);
 /* Checks that deltas apply to base and give a target with the recorded digests, writing nothing;
  * target may be 0, else its tensors are compared too. */
 int32_t tpde_verify_start(tpde_handle *job, tpde_handle base, const char *const *deltas,

@@ -4,9 +4,11 @@
 #include "batch.cuh"
 #include "crc32c.cuh"
 
-extern "C" __global__ void __launch_bounds__(256) crc32c_check(const __grid_constant__ Batch batch) {
-  __shared__ u32 table[1024];
-  for (u32 i = threadIdx.x; i < 1024; i += blockDim.x) table[i] = crc32c::table_entry(i);
+// At most 128 registers a thread: a lane holds a block of rows and loads the
+// next one, 4 KiB for a warp, so that 16 warps keep 64 KiB on their way.
+extern "C" __global__ void __launch_bounds__(256, 2) crc32c_check(const __grid_constant__ Batch batch) {
+  __shared__ u32 step[1024];
+  for (u32 i = threadIdx.x; i < 1024; i += blockDim.x) step[i] = crc32c::kTables.step[i];
   __syncthreads();
   const Item& item = find_item(batch, blockIdx.x);
   const u32 lane = threadIdx.x & 31;
@@ -14,14 +16,10 @@ extern "C" __global__ void __launch_bounds__(256) crc32c_check(const __grid_cons
   if (chunk >= item.chunks) return;
 
   const Record* r = item.records + chunk;
-  u32 head[sizeof(Record) / 4];
-#pragma unroll
-  for (u32 i = 0; i < sizeof(Record) / 4; i++) head[i] = reinterpret_cast<const u32*>(r)[i];
-  const u32 want = r->checksum;
-  head[5] = 0;  // the checksum itself
   const u32* data = reinterpret_cast<const u32*>(item.blob + r->data_offset);
-  u32 sum = crc32c::lane_sum(lane, head, sizeof(Record) / 4, data, r->compressed_bytes / 4, table);
+  u32 sum = crc32c::lane_sum(lane, reinterpret_cast<const u32*>(r), data, r->compressed_bytes / 4, step,
+                             crc32c::kTables.last[lane]);
 #pragma unroll
   for (u32 d = 16; d > 0; d /= 2) sum ^= __shfl_xor_sync(0xffffffffu, sum, d);
-  if (lane == 0) item.status[chunk] = ~sum == want ? kOk : kChecksum;
+  if (lane == 0) item.status[chunk] = ~sum == r->checksum ? kOk : kChecksum;
 }

@@ -100,3 +100,51 @@ struct F64 {
 #endif
   }
 };
+
+// An 8-bit float, as core/residual/small.go describes them: kLimit is the first
+// magnitude that is not finite, kOver what rounding makes of it and of all
+// beyond. Without a signed zero, the pattern of minus zero is the only NaN.
+template <u32 kMantissa, u32 kExponent, u32 kBias, u32 kLimit, u32 kOver, bool kSignedZero>
+struct SmallFloat {
+  typedef u8 Bits;
+
+  // Exact: every value is a float.
+  TPDE_MEMBER float widen(Bits code) {
+    const u32 sign = (u32)(code >> 7) << 31, magnitude = code & 0x7f;
+    const bool infinite = kSignedZero && kLimit == kOver && magnitude == kLimit;
+    if (infinite) return float_of(sign | 0x7f800000);
+    if (kSignedZero ? magnitude >= kLimit : code == kLimit) return float_of(sign | 0x7fc00000);
+    const u32 exponent = magnitude >> kMantissa, mantissa = magnitude & ((1u << kMantissa) - 1);
+    if (exponent != 0) return float_of(sign | (exponent + 127 - kBias) << 23 | mantissa << (23 - kMantissa));
+    // Subnormal: both factors and the product are exact.
+    const float unit = float_of((128 - kBias - kMantissa) << 23);
+    return float_of(sign | bits_of((float)mantissa * unit));
+  }
+
+  // m >> drop to nearest, ties to even; drop is 1 to 24.
+  TPDE_MEMBER u32 round_shift(u32 m, u32 drop) { return (m + (1u << (drop - 1)) - 1 + (m >> drop & 1)) >> drop; }
+
+  TPDE_MEMBER Bits round(float f) {
+    const u32 sign = bits_of(f) >> 31 << 7, magnitude = bits_of(f) & 0x7fffffff;
+    const int exponent = (int)(magnitude >> 23) - 127 + (int)kBias;
+    u32 code;
+    if (magnitude > 0x7f800000) {
+      code = kSignedZero ? 0x7f : kOver;
+    } else if (exponent >= 1) {
+      code = round_shift(magnitude - ((127 - kBias) << 23), 23 - kMantissa);
+      if (code >= kLimit) code = kOver;
+    } else {
+      const u32 drop = 23 - kMantissa + (u32)(1 - exponent);
+      code = drop > 24 ? 0 : round_shift((magnitude & 0x7fffff) | 0x800000, drop);
+    }
+    if (!kSignedZero && (code == 0 || code == kOver)) return (Bits)code;
+    return (Bits)(sign | code);
+  }
+
+  TPDE_MEMBER Bits add(Bits a, Bits b) { return round(add_float(widen(a), widen(b))); }
+};
+
+typedef SmallFloat<3, 4, 7, 0x7f, 0x7e, true> F8E4M3;       // beyond the finite: the largest of them
+typedef SmallFloat<2, 5, 15, 0x7c, 0x7c, true> F8E5M2;      // infinity
+typedef SmallFloat<3, 4, 8, 0x80, 0x80, false> F8E4M3FNUZ;  // NaN
+typedef SmallFloat<2, 5, 16, 0x80, 0x80, false> F8E5M2FNUZ;  // NaN

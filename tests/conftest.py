@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
 
+from fake_gpu import CPU, installed
 from support import DATA, small_checkpoints
 
 
@@ -49,6 +50,13 @@ def tpde_cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         )  # fmt: skip
 
     return run
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[CPU]:
+    """A stand-in for a GPU, which takes tensors on the CPU."""
+    with installed(monkeypatch) as fake:
+        yield fake
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ NEEDS_GPU = [
 CODECS = ["elias", "raw"]
 if torch.cuda.is_available() and json.loads(gpu_core().device_info())["nvcomp"]["found"]:
     CODECS.append("zstd")
+SMALL_FLOATS = [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz]
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 _NAMES = """bool uint8 int8 uint16 int16 uint32 int32 uint64 int64 float16 bfloat16 float32 float64 complex64
     float8_e4m3fn float8_e5m2 float8_e8m0fnu float8_e4m3fnuz float8_e5m2fnuz float4_e2m1fn_x2"""

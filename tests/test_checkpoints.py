@@ -17,7 +17,7 @@ import tpde
 from support import assert_same_bits, assert_same_tensors, random_bits, small_checkpoints, tree
 from tpde import _dtypes
 
-CODECS = ["auto", "raw", "zstd", "elias"]
+CODECS = ["auto", "raw", "zstd", "elias", "prefix", "rice"]
 
 
 def sha256(path):

@@ -20,7 +20,7 @@ def test_table_agrees_with_safetensors():
 
 
 @pytest.mark.parametrize("dtype", _dtypes.supported(), ids=str)
-@pytest.mark.parametrize("codec", ["auto", "raw", "zstd", "elias"])
+@pytest.mark.parametrize("codec", ["auto", "raw", "zstd", "elias", "prefix", "rice"])
 def test_every_dtype(dtype, codec):
     base = random_bits(dtype, (7, 30))
     target = base.clone()

@@ -1,12 +1,10 @@
 """What runs on the host when tensors are on a GPU: preparing, and the bookkeeping of tpde._cuda.
 
-These tests need no GPU: where one would decode, a stand-in decodes on the CPU, into tensors on the CPU.
+These tests need no GPU: where one would decode, a stand-in decodes on the CPU (fake_gpu.py).
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import json
 import os
@@ -15,7 +13,6 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,72 +20,8 @@ import torch
 import tpde
 from gpu_support import DTYPES, changed, weights
 from support import assert_same_bits, random_bits
-from tpde import _cuda, _memory
+from tpde import _cuda, _cuda_rebuild, _memory
 from tpde._core import core, gpu_core, site_packages
-
-
-class CPU:
-    """The core with a GPU that is the CPU."""
-
-    def __init__(self) -> None:
-        self.core = gpu_core()
-        self.index: dict[int, torch.Tensor] = {}
-        self.calls: list[tuple[str, int]] = []
-
-    def __getattr__(self, name: str):
-        return getattr(self.core, name)
-
-    def prepare(self, address: int, n: int) -> int:
-        handle = self.core.prepare(address, n)
-        self.index[handle] = torch.frombuffer(bytearray(ctypes.string_at(address, n)), dtype=torch.uint8)
-        return handle
-
-    def prepared_free(self, handle: int) -> None:
-        self.core.prepared_free(handle)
-        del self.index[handle]
-
-    def _run(self, name: str, items, write: bool) -> None:
-        self.calls.append((name, len(items)))
-        for handle, base, dst, blob, _, status in items:
-            index = _memory.pointer(self.index[handle])
-            info = self.core.index_read(*index)
-            room = torch.empty(info["target_bytes"] or 1, dtype=torch.uint8)
-            words = (ctypes.c_uint32 * info["chunks"]).from_address(status)
-            size = info["target_bytes"]
-            try:
-                self.core.reconstruct(
-                    dst if write else room.data_ptr(), size, base, size if base else 0, *index, blob,
-                    info["blob_bytes"], 3,
-                )  # fmt: skip
-                words[:] = [0] * len(words)
-            except tpde.TpdeError as error:
-                words[-1] = error.status
-
-    def gpu_verify(self, items, stream: int) -> None:
-        self._run("verify", items, False)
-
-    def gpu_reconstruct(self, items, scratch: int, scratch_bytes: int, stream: int) -> None:
-        self._run("reconstruct", items, True)
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    fake = CPU()
-    fake.capturing = False
-    stream = SimpleNamespace(synchronize=lambda: None, cuda_stream=0)
-    monkeypatch.setattr(_cuda, "gpu_core", lambda: fake)
-    monkeypatch.setattr(_cuda, "_stream", lambda device: 0)
-    monkeypatch.setattr(_cuda, "_slots", {})
-    monkeypatch.setattr(_cuda, "_reports", [])
-    monkeypatch.setattr(_cuda, "_sweep_at", 8)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: fake.capturing)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: stream)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    yield fake
-    _cuda._slots.clear()
-    gc.collect()
-    assert fake.index == {}, "prepared tensors are left"
 
 
 def packed(seed: int = 0, codec: str = "elias", n: int = 4096):
@@ -117,7 +50,7 @@ def test_an_image_is_tables_and_flat_records(codec):
     for call in (
         lambda: binding.prepared_free(handle),
         lambda: binding.prepared_image_bytes(handle),
-        lambda: binding.gpu_verify([(handle, 0, 0, 0, 0, 0)], 0),
+        lambda: binding.gpu_verify([(handle, 0, 0, 0, 0, 0, 0)], 0),
     ):
         with pytest.raises(tpde.HandleError, match="was freed"):
             call()
@@ -136,15 +69,15 @@ def test_preparing_refuses_what_reading_refuses():
 def test_a_slot_is_made_once(gpu):
     base, target, index_map, data_blob = packed()
     for _ in range(3):
-        assert_same_bits(_cuda.reconstruct(base, index_map, data_blob, True), target)
+        assert_same_bits(_cuda_rebuild.reconstruct(base, index_map, data_blob, True), target)
     assert len(_cuda._slots) == 1
     assert gpu.calls == [("verify", 1), ("reconstruct", 1)] * 3
-    _cuda.reconstruct(base, index_map, data_blob, False)
+    _cuda_rebuild.reconstruct(base, index_map, data_blob, False)
     assert gpu.calls[6:] == [("reconstruct", 1)]
-    _cuda.reconstruct(base, index_map, data_blob.clone(), False)
+    _cuda_rebuild.reconstruct(base, index_map, data_blob.clone(), False)
     assert len(_cuda._slots) == 2
     live = base.clone()
-    assert _cuda.reconstruct(live, index_map, data_blob, True, out=live) is live
+    assert _cuda_rebuild.reconstruct(live, index_map, data_blob, True, out=live) is live
     assert_same_bits(live, target)
     synchronize()
 
@@ -154,24 +87,24 @@ def test_every_dtype_has_its_shape(gpu):
         base = random_bits(dtype, (6, 10))
         target = changed(base, 0.5)
         index_map, data_blob = tpde.encode(base, target, codec="raw")
-        assert_same_bits(_cuda.reconstruct(base, index_map, data_blob, False), target)
+        assert_same_bits(_cuda_rebuild.reconstruct(base, index_map, data_blob, False), target)
         index_map, data_blob = tpde.encode(None, target, codec="raw")
-        assert_same_bits(_cuda.reconstruct(None, index_map, data_blob, False), target)
+        assert_same_bits(_cuda_rebuild.reconstruct(None, index_map, data_blob, False), target)
 
 
 def test_an_index_map_that_is_written_to_is_read_again(gpu):
     base, target, index_map, data_blob = packed(codec="raw")
     _, other, index_2, blob_2 = packed(seed=5, codec="raw")
     live = index_map.clone()
-    assert_same_bits(_cuda.reconstruct(base, live, data_blob, False), target)
+    assert_same_bits(_cuda_rebuild.reconstruct(base, live, data_blob, False), target)
     live.resize_(index_2.numel()).copy_(index_2)
-    assert_same_bits(_cuda.reconstruct(weights(4096, seed=5)[0], live, blob_2, False), other)
+    assert_same_bits(_cuda_rebuild.reconstruct(weights(4096, seed=5)[0], live, blob_2, False), other)
 
 
 def test_slots_go_with_their_tensors(gpu):
     base, target, index_map, data_blob = packed()
     for _ in range(100):
-        assert_same_bits(_cuda.reconstruct(base, index_map.clone(), data_blob, False), target)
+        assert_same_bits(_cuda_rebuild.reconstruct(base, index_map.clone(), data_blob, False), target)
     assert len(_cuda._slots) <= 256
     synchronize()
     assert _cuda._slots == {}
@@ -183,12 +116,12 @@ def test_failures_are_told_once_and_survive_their_tensors(gpu):
     base, target, index_map, data_blob = packed()
     bad = data_blob.clone()
     bad[bad.numel() - 9] ^= 8
-    _cuda.reconstruct(base, index_map, bad, True)
-    assert_same_bits(_cuda.reconstruct(base, index_map, data_blob, True), target)
+    _cuda_rebuild.reconstruct(base, index_map, bad, True)
+    assert_same_bits(_cuda_rebuild.reconstruct(base, index_map, data_blob, True), target)
     with pytest.raises(tpde.ChecksumError, match=r"bfloat16 tensor of shape \[4096\] on cpu: chunk 3: "):
         synchronize()
     synchronize()
-    _cuda.reconstruct(base, index_map, bad, True)
+    _cuda_rebuild.reconstruct(base, index_map, bad, True)
     del bad
     gc.collect()
     with pytest.raises(tpde.ChecksumError):
@@ -197,14 +130,14 @@ def test_failures_are_told_once_and_survive_their_tensors(gpu):
     many = [packed(seed) for seed in range(3)]
     for _, _, _, blob in many[1:]:
         blob[20] ^= 8
-    _cuda.reconstruct_many([(b, i, d) for b, _, i, d in many], True, ["a", "b", "c"])
+    _cuda_rebuild.reconstruct_many([(b, i, d) for b, _, i, d in many], True, ["a", "b", "c"])
     with pytest.raises(tpde.TpdeError, match=r"b on cpu: chunk .*1 more tensors failed: .*c on cpu"):
         synchronize()
 
 
 def test_many_share_a_call(gpu):
     many = [packed(seed, codec) for seed in range(4) for codec in ("elias", "raw")]
-    results = _cuda.reconstruct_many([(b, i, d) for b, _, i, d in many], True, None)
+    results = _cuda_rebuild.reconstruct_many([(b, i, d) for b, _, i, d in many], True, None)
     for (_, target, _, _), result in zip(many, results, strict=True):
         assert_same_bits(result, target)
     assert gpu.calls == [("verify", 8), ("reconstruct", 8)]
@@ -212,27 +145,27 @@ def test_many_share_a_call(gpu):
 
 def test_digests_are_checked_on_request(gpu):
     base, target, index_map, data_blob = packed()
-    _cuda.check_base(base, index_map, data_blob)
+    _cuda_rebuild.check_base(base, index_map, data_blob)
     with pytest.raises(tpde.BaseMismatchError):
-        _cuda.check_base(target, index_map, data_blob)
-    out = _cuda.reconstruct(base, index_map, data_blob, True)
-    _cuda.check_results([(out, index_map, data_blob)], digests=True)
+        _cuda_rebuild.check_base(target, index_map, data_blob)
+    out = _cuda_rebuild.reconstruct(base, index_map, data_blob, True)
+    _cuda_rebuild.check_results([(out, index_map, data_blob)], digests=True)
     out[5] += 1
     with pytest.raises(tpde.TargetMismatchError):
-        _cuda.check_results([(out, index_map, data_blob)], digests=True)
+        _cuda_rebuild.check_results([(out, index_map, data_blob)], digests=True)
 
 
 def test_capture_needs_a_warm_up(gpu):
     base, target, index_map, data_blob = packed()
     gpu.capturing = True
     with pytest.raises(tpde.UnsupportedError, match="once before the capture"):
-        _cuda.reconstruct(base, index_map, data_blob, False)
+        _cuda_rebuild.reconstruct(base, index_map, data_blob, False)
     gpu.capturing = False
-    _cuda.reconstruct(base, index_map, data_blob, False)
+    _cuda_rebuild.reconstruct(base, index_map, data_blob, False)
     gpu.capturing = True
-    assert_same_bits(_cuda.reconstruct(base, index_map, data_blob, False), target)
+    assert_same_bits(_cuda_rebuild.reconstruct(base, index_map, data_blob, False), target)
     with pytest.raises(tpde.UnsupportedError, match="once before the capture"):
-        _cuda.reconstruct(base, index_map, data_blob, True)
+        _cuda_rebuild.reconstruct(base, index_map, data_blob, True)
 
 
 def test_arguments_are_checked(gpu):
@@ -246,9 +179,9 @@ def test_arguments_are_checked(gpu):
         ((base, index_map, data_blob.view(torch.int8)), "data_blob"),
     ]:
         with pytest.raises(tpde.ArgumentError, match=message):
-            _cuda.reconstruct(*arguments, True)
+            _cuda_rebuild.reconstruct(*arguments, True)
     with pytest.raises(tpde.ArgumentError, match="expected None"):
-        _cuda.reconstruct(base, *tpde.encode(None, base, codec="raw"), True)
+        _cuda_rebuild.reconstruct(base, *tpde.encode(None, base, codec="raw"), True)
 
 
 def test_blobs_are_aligned_for_kernels(gpu):
@@ -256,9 +189,9 @@ def test_blobs_are_aligned_for_kernels(gpu):
     arena = torch.empty(data_blob.numel() + 8, dtype=torch.uint8)
     for offset in range(1, 8):
         blob = arena[offset : offset + data_blob.numel()].copy_(data_blob)
-        assert _cuda._aligned(blob).data_ptr() % 8 == 0
-        assert_same_bits(_cuda.reconstruct(base, index_map, blob, True), target)
-    assert _cuda._aligned(data_blob) is data_blob
+        assert _cuda_rebuild._aligned(blob).data_ptr() % 8 == 0
+        assert_same_bits(_cuda_rebuild.reconstruct(base, index_map, blob, True), target)
+    assert _cuda_rebuild._aligned(data_blob) is data_blob
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -271,7 +204,7 @@ def test_without_a_gpu_the_errors_say_so():
         tpde.cuda.reconstruct_many([(base, index_map, data_blob)])
     handle = core().prepare(*_memory.pointer(index_map))
     with pytest.raises(tpde.UnsupportedError, match="NVIDIA driver"):
-        gpu_core().gpu_reconstruct([(handle, 8, 8, 8, 16, 4)], 0, 0, 0)
+        gpu_core().gpu_reconstruct([(handle, 8, 8, 8, 16, 4, 0)], 0, 0, 0)
     core().prepared_free(handle)
 
 
@@ -315,12 +248,20 @@ target[::7] = 1
 index_map, data_blob = tpde.encode(base, target, codec="elias", chunk_words=1024)
 handle = core.prepare(*_memory.pointer(index_map))
 at = 1 << 40
-item = handle, at, at + 0x10000, at + 0x20000, at + 0x30000, at + 0x40000
+item = handle, at, at + 0x10000, at + 0x20000, at + 0x30000, at + 0x40000, 0
 core.gpu_verify([item], 0x77)
 core.gpu_reconstruct([item] * 3, 0, 0, 0x77)
+core.gpu_reconstruct([(*item[:6], core.GPU_QUANTISED_BASE | core.GPU_VERIFIED_BLOB)], 0, 0, 0x77)
 core.gpu_scatter_add(at, at + 0x10000, 100, 12, at + 0x20000, at + 0x30000, 5, at + 0x40000, 0x77)
 assert core.gpu_scratch_bytes([item]) == 0
-wrong = [(0, *item[1:]), (*item[:2], 0, *item[3:]), (*item[:3], at + 4, *item[4:]), (*item[:2], 12 << 40, *item[3:])]
+wrong = [
+    (*item[:6], 4),
+    (*item[:1], at + 4, *item[2:6], 1),
+    (0, *item[1:]),
+    (*item[:2], 0, *item[3:]),
+    (*item[:3], at + 4, *item[4:]),
+    (*item[:2], 12 << 40, *item[3:]),
+]
 for bad in wrong:
     try:
         core.gpu_reconstruct([item, bad] if bad[2] >> 40 < 3 else [bad], 0, 0, 0x77)
@@ -346,9 +287,10 @@ def test_launches_reach_the_driver(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     errors = [line.split()[0] for line in result.stdout.splitlines()]
-    assert errors == ["HandleError", "ArgumentError", "ArgumentError", "ArgumentError"], result.stdout
+    assert errors == ["ArgumentError"] * 2 + ["HandleError"] + ["ArgumentError"] * 3, result.stdout
+    assert "flags of item 1 are 0x4" in result.stdout and "expected a multiple of 8" in result.stdout
     launches = [line for line in log.read_text().splitlines() if line.startswith("launch")]
-    assert [line.split()[1] for line in launches] == ["crc32c_check", "elias_decode", "scatter_add"]
+    assert [line.split()[1] for line in launches] == ["crc32c_check", "elias_decode", "elias_decode", "scatter_add"]
     assert all("stream 77 " in line and "context c0 " in line for line in launches)
     arguments = bytes.fromhex(launches[1].split("arguments ")[1])
     items, _, *first = struct.unpack_from("<II6QII", arguments)

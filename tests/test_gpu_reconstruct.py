@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tpde
-from gpu_support import CODECS, DTYPES, FLOATS, NEEDS_GPU, changed, packed_on_gpu, weights
+from gpu_support import CODECS, DTYPES, FLOATS, NEEDS_GPU, SMALL_FLOATS, changed, packed_on_gpu, weights
 from support import assert_same_bits, random_bits
 from tpde import _ops
 
@@ -30,18 +30,28 @@ def test_every_dtype(dtype, codec):
 
 
 @pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("dtype", [*FLOATS, torch.complex64], ids=str)
+@pytest.mark.parametrize("dtype", [*FLOATS, *SMALL_FLOATS, torch.complex64], ids=str)
 def test_add_residual(dtype, codec):
     g = torch.Generator().manual_seed(3)
     real = torch.float32 if dtype is torch.complex64 else dtype
     base = torch.randn(40, 500, generator=g).to(real)
     target = (base.float() + 1e-2 * torch.randn(40, 500, generator=g)).to(real)
     special = [float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 6e4, 1e-7]
-    target.view(-1)[: len(special)] = torch.tensor(special, dtype=real)
+    target.view(-1)[: len(special)] = torch.tensor(special).to(real)
     if dtype is torch.complex64:
         base, target = (torch.view_as_complex(t.view(40, 250, 2)) for t in (base, target))
     packed = packed_on_gpu(base, target, codec, residual="add")
     assert tpde.read_index(packed[1].cpu()).residual == "add"
+    assert_same_bits(tpde.reconstruct(*packed, check=True).cpu(), target)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("dtype", SMALL_FLOATS, ids=str)
+def test_every_pair_of_small_floats(dtype, codec):
+    """Sums that no residual gives are exceptions; whatever the pair, the target comes out."""
+    octets = torch.arange(256, dtype=torch.uint8)
+    base, target = (t.reshape(-1).view(dtype) for t in torch.meshgrid(octets, octets, indexing="ij"))
+    packed = packed_on_gpu(base, target, codec, residual="add", chunk_words=2048)
     assert_same_bits(tpde.reconstruct(*packed, check=True).cpu(), target)
 
 

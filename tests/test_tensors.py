@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import tpde
 from support import assert_same_bits, bits
 
-CODECS = ["auto", "raw", "zstd", "elias"]
+CODECS = ["auto", "raw", "zstd", "elias", "prefix", "rice"]
 FLOATS = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 SPECIAL = {
     torch.bfloat16: [0x0000, 0x8000, 0x0001, 0x8001, 0x7F80, 0xFF80, 0x7FC0, 0x7F81, 0xFFFF, 0x0080],

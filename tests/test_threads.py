@@ -17,7 +17,7 @@ THREADS = 8
 def test_encode_and_reconstruct():
     def work(seed):
         g = torch.Generator().manual_seed(seed)
-        for codec in ("auto", "raw", "zstd", "elias"):
+        for codec in ("auto", "raw", "zstd", "elias", "prefix", "rice"):
             base = torch.randn(500, 31, generator=g)
             target = base + (torch.rand(500, 31, generator=g) < 0.1) * 0.01
             assert_same_bits(tpde.reconstruct(base, *tpde.encode(base, target, codec=codec)), target)

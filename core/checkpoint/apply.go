@@ -99,7 +99,7 @@ func (d *delta) contentOf(t *deltaTensor, base *Source, first bool) (content, er
 	if t.row.Kind == kindVerbatim {
 		return plain(t.data), nil
 	}
-	c := &rebuilt{name: t.name, r: t.reader}
+	c := &rebuilt{name: t.name, r: t.reader, delta: d.path, index: t.index, blob: t.blob}
 	if t.row.Kind == kindNew {
 		return c, nil
 	}

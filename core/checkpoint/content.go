@@ -33,9 +33,11 @@ func (p plain) view(off, n uint64, _ *[]byte) ([]byte, error) {
 
 // rebuilt is a tensor that a delta makes of its base.
 type rebuilt struct {
-	name string
-	r    *tensor.Reader
-	base content // nil if it was packed without one
+	name        string
+	r           *tensor.Reader
+	base        content // nil if it was packed without one
+	delta       string  // path
+	index, blob []byte  // as they are stored
 }
 
 func (c *rebuilt) size() uint64 { return c.r.Index().TargetBytes() }

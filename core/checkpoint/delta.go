@@ -49,10 +49,12 @@ type deltaTensor struct {
 	desc   tensor.Desc
 	bytes  uint64
 	digest digest.Sum
-	reader *tensor.Reader // kinds delta and new
-	data   []byte         // kind verbatim
-	of     *deltaTensor   // kind alias
-	stored uint64         // bytes in the delta
+	reader *tensor.Reader // kinds delta and new, of index and blob
+	index  []byte
+	blob   []byte
+	data   []byte       // kind verbatim
+	of     *deltaTensor // kind alias
+	stored uint64       // bytes in the delta
 }
 
 // resolveDelta returns the file that stands for the delta at path: the path
@@ -313,7 +315,7 @@ func (d *delta) readTensor(t *deltaTensor) (err error) {
 	if t.reader.HasBase() != (row.Kind == kindDelta) {
 		return status.Errorf(status.ErrCorrupt, "kind %q, but its index says base: %v", row.Kind, t.reader.HasBase())
 	}
-	t.digest = t.reader.TargetDigest()
+	t.index, t.blob, t.digest = index, blob, t.reader.TargetDigest()
 	t.stored = uint64(len(index) + len(blob))
 	return nil
 }

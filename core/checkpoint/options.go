@@ -51,6 +51,7 @@ type PackOptions struct {
 type UnpackOptions struct {
 	Workers   int
 	Overwrite bool
+	Supply    *Supply // gives what deltas rebuild; nil: Unpack rebuilds it itself
 }
 
 var levels = map[string]codec.Level{"default": codec.LevelDefault, "fast": codec.LevelFast, "small": codec.LevelSmall}

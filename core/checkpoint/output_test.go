@@ -313,7 +313,7 @@ func TestOptions(t *testing.T) {
 			t.Errorf("%s: %v", text, err)
 		}
 	}
-	if u, err := ParseUnpackOptions([]byte(`{"workers":3,"overwrite":true}`)); err != nil || u != (UnpackOptions{3, true}) {
+	if u, err := ParseUnpackOptions([]byte(`{"workers":3,"overwrite":true}`)); err != nil || u != (UnpackOptions{Workers: 3, Overwrite: true}) {
 		t.Errorf("%v %v", u, err)
 	}
 	if _, err := ParseUnpackOptions([]byte(`{"codec":"raw"}`)); !errors.Is(err, status.ErrArgument) {

@@ -51,6 +51,9 @@ func unpack(ctx context.Context, base *Source, paths []string, out string, o Unp
 		return nil, err
 	}
 	p.begin(target.bytes())
+	if o.Supply != nil {
+		o.Supply.replace(ctx, target)
+	}
 
 	if dest.parent != "" {
 		if err := os.Mkdir(dest.parent, 0o777); err != nil {

@@ -35,8 +35,8 @@ const (
 	Raw    ID = 1
 	Zstd   ID = 2
 	Elias  ID = 3
-	Prefix ID = 4 // reserved
-	Rice   ID = 5 // reserved
+	Prefix ID = 4
+	Rice   ID = 5
 )
 
 // Block is the words of one chunk. Base and Residual have the same length, a
@@ -88,6 +88,15 @@ type Decoder interface {
 	// outside data and never writes outside b.Residual, whatever data holds;
 	// data that no encoder writes is status.ErrCorrupt.
 	Decode(b Block, data []byte, deltas uint32) error
+}
+
+// Rebuilder is implemented by decoders that come upon the target itself, and
+// write it without going through residuals.
+type Rebuilder interface {
+	// Rebuild fills dst with base plus what Decode gives, modulo 2^W, under
+	// the rules of Decode. dst may be base itself; what it holds after an
+	// error is undefined.
+	Rebuild(dst, base, data []byte, deltas uint32) error
 }
 
 // Align is the alignment in bytes of every chunk in a blob.

@@ -3,69 +3,132 @@ package tensor
 import (
 	"github.com/tpde-project/tpde/core/codec"
 	_ "github.com/tpde-project/tpde/core/codec/all" // registers the codecs
-	"github.com/tpde-project/tpde/core/word"
+	"github.com/tpde-project/tpde/core/residual"
 )
 
-// A tensor is judged by a sixteenth of its words, but no less than 32 Ki and no
-// more than 128 Ki, in this many runs, spread evenly; a tensor that is not
-// larger is looked at whole.
+// A codec is planned from a quarter of a tensor's words, but no less than 64 Ki
+// and no more than 256 Ki, in this many runs, spread evenly; a tensor that is
+// not larger is looked at whole. Codecs are compared on a sixteenth of that.
 const (
-	sampleRuns     = 4
-	sampleShare    = 16
-	minSampleWords = 32 << 10
-	maxSampleWords = 128 << 10
+	sampleRuns     = 16
+	sampleShare    = 4
+	minSampleWords = 64 << 10
+	maxSampleWords = 256 << 10
+	trialShare     = 16
+	minTrialWords  = 8 << 10
 )
 
 // recordCost is about what a chunk record takes in a file.
 const recordCost = 9
 
+// tried are the codecs that codec.Auto compares. Elias is not among them: rice
+// has the same model of sparse changes without the cost of 32 bit strings a
+// chunk, and was smaller on every tensor that was looked at.
+var tried = []codec.ID{codec.Raw, codec.Zstd, codec.Rice, codec.Prefix}
+
 // chooseEncoder plans the codec that the user asked for or, for codec.Auto,
-// every codec, and takes the one whose trial on the samples is smallest. Ties
-// go to the lower number.
+// the one that is smallest in a trial.
 func chooseEncoder(s source, o Options) (codec.Encoder, codec.ID, error) {
-	all := sample(s)
-	w := s.desc.Type.WordBytes()
-	if o.Codec != codec.Auto {
-		c, err := codec.Get(o.Codec)
-		if err != nil {
+	room := getScratch()
+	defer putScratch(room)
+	all := sample(s, room)
+	id := o.Codec
+	if id == codec.Auto {
+		var err error
+		if id, err = choose(s, all, o); err != nil {
 			return nil, 0, err
-		}
-		return c.Plan(s.desc.Type, runs(all), o.Level), c.ID(), nil
-	}
-	var best codec.Encoder
-	var bestID codec.ID
-	var bestSize int
-	var buf []byte
-	for _, id := range codec.All() {
-		c, err := codec.Get(id)
-		if err != nil {
-			return nil, 0, err
-		}
-		enc := c.Plan(s.desc.Type, runs(all), o.Level)
-		size := len(enc.Tables())
-		// In chunks of the size that they will have, so that what a chunk costs
-		// counts as it will.
-		words, err := chunkWords(s.desc, uint64(len(s.target)/w), enc, o)
-		if err != nil {
-			return nil, 0, err
-		}
-		for _, b := range split(all, int(words)*w) {
-			out, _, err := enc.Encode(buf[:0], b)
-			if err != nil {
-				return nil, 0, err
-			}
-			size += len(out) + recordCost
-			buf = out
-		}
-		if best == nil || size < bestSize {
-			best, bestID, bestSize = enc, id, size
 		}
 	}
-	return best, bestID, nil
+	c, err := codec.Get(id)
+	if err != nil {
+		return nil, 0, err
+	}
+	return c.Plan(s.desc.Type, runs(all), o.Level), id, nil
 }
 
-// sample returns the sampled runs, one behind the other, as one block.
-func sample(s source) codec.Block {
+// choose returns the codec that is smallest on a part of the sample, but prefix
+// if that is nearly as small as rice: it packs and unpacks densely changed
+// tensors several times faster. Ties go to the one that is tried first.
+func choose(s source, all codec.Block, o Options) (codec.ID, error) {
+	room := getScratch()
+	defer putScratch(room)
+	trial := thin(all, room)
+	changed := residual.CountChanged(trial.Residual, s.desc.Type.WordBytes())
+	// A code for every word takes a bit of it, which is more than rice needs for
+	// few changes. Of many changes in many words rice makes no less than prefix.
+	sparse := changed < trial.Words()/8
+	dense := changed > trial.Words()/2 && all.Words() >= minSampleWords
+	sizes := map[codec.ID]int{}
+	best := tried[0]
+	for _, id := range tried {
+		if id == codec.Prefix && sparse || id == codec.Rice && dense {
+			continue
+		}
+		size, err := trialSize(s, trial, id, o)
+		if err != nil {
+			return 0, err
+		}
+		if sizes[id] = size; size < sizes[best] {
+			best = id
+		}
+	}
+	nearly := sizes[best] + sizes[best]/128
+	if o.Level == codec.LevelFast {
+		nearly += sizes[best] / 32
+	}
+	if size, tried := sizes[codec.Prefix]; tried && best == codec.Rice && size <= nearly {
+		best = codec.Prefix
+	}
+	return best, nil
+}
+
+// trialSize returns what a codec makes of the trial, as part of a tensor.
+func trialSize(s source, trial codec.Block, id codec.ID, o Options) (int, error) {
+	c, err := codec.Get(id)
+	if err != nil {
+		return 0, err
+	}
+	w := s.desc.Type.WordBytes()
+	enc := c.Plan(s.desc.Type, runs(trial), o.Level)
+	// In chunks of the size that they will have, so that what a chunk costs
+	// counts as it will.
+	words, err := chunkWords(s.desc, uint64(len(s.target)/w), enc, o)
+	if err != nil {
+		return 0, err
+	}
+	share := max(1, len(s.target)/w/max(trial.Words(), 1)) // of the tensor's tables
+	size := len(enc.Tables()) / share
+	for _, b := range split(trial, int(words)*w) {
+		out, _, err := enc.Encode(nil, b)
+		if err != nil {
+			return 0, err
+		}
+		size += len(out) + recordCost
+	}
+	return size, nil
+}
+
+// thin returns the first part of each run of a sample, one behind the other, in
+// room.
+func thin(all codec.Block, room *scratch) codec.Block {
+	w := all.Type.WordBytes()
+	words := all.Words()
+	keep := max(words/trialShare, minTrialWords)
+	if keep >= words {
+		return all
+	}
+	out := codec.Block{Type: all.Type}
+	out.Base, out.Residual = resize(&room.base, keep*w)[:0], resize(&room.res, keep*w)[:0]
+	for _, r := range runs(all) {
+		n := min(keep/sampleRuns*w, len(r.Residual))
+		out.Base = append(out.Base, r.Base[:n]...)
+		out.Residual = append(out.Residual, r.Residual[:n]...)
+	}
+	return out
+}
+
+// sample returns the sampled runs, one behind the other, as one block in room.
+func sample(s source, room *scratch) codec.Block {
 	w := uint64(s.desc.Type.WordBytes())
 	size := uint64(len(s.target))
 	run := min(max(size/w/sampleShare, minSampleWords), maxSampleWords) / sampleRuns * w
@@ -78,8 +141,8 @@ func sample(s source) codec.Block {
 		run = size
 	}
 	all := codec.Block{Type: s.desc.Type}
-	all.Base = word.Bytes(make([]uint64, (uint64(len(starts))*run+7)/8))[:0]
-	all.Residual = word.Bytes(make([]uint64, (uint64(len(starts))*run+7)/8))[:0]
+	total := len(starts) * int(run)
+	all.Base, all.Residual = resize(&room.base, total)[:0], resize(&room.res, total)[:0]
 	buf := getScratch()
 	defer putScratch(buf)
 	for _, from := range starts {

@@ -236,6 +236,9 @@ func (r *Reader) decodeVerified(i int, dst, base []byte, buf *scratch) error {
 		}
 	}
 	b := buf.baseOf(base, 0, uint64(len(dst)), w)
+	if rebuilder, ok := r.dec.(codec.Rebuilder); ok && x.Residual == residual.Bit {
+		return status.InChunk(rebuilder.Rebuild(dst, b, data, x.Records[i].Deltas), i)
+	}
 	res := resize(&buf.res, len(dst))
 	if err := r.dec.Decode(codec.Block{Type: x.Type, Base: b, Residual: res}, data, x.Records[i].Deltas); err != nil {
 		return status.InChunk(err, i)

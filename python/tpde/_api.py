@@ -45,6 +45,7 @@ class PackOptions(TypedDict, total=False):
 class UnpackOptions(TypedDict, total=False):
     """The keywords of `unpack` beside out."""
 
+    device: torch.device | str | None
     workers: int
     overwrite: bool
     progress: bool | None
@@ -77,7 +78,7 @@ def pack(
         `tpde._sources` for the rules). base None codes everything against nothing.
     out: path of the delta file, written under a temporary name and renamed. None returns the delta as a dict of
         tensors, which `unpack`, `verify` and `inspect` accept; it goes through a file in Python's temporary folder.
-    codec: "auto" picks the smallest per tensor by trial, or "raw", "zstd", "elias".
+    codec: "auto" picks the smallest per tensor by trial, or "raw", "zstd", "elias", "prefix", "rice".
     residual: "bit" (difference of the bit patterns) or "add" (a float to add; float dtypes only).
     level: "default", "fast" or "small".
     workers: cores to use, 0 for all. The result does not depend on it.
@@ -195,6 +196,7 @@ def unpack(
     base: Checkpoint | None,
     *deltas: Delta,
     out: PathLike | None = None,
+    device: torch.device | str | None = None,
     workers: int = 0,
     overwrite: bool = False,
     progress: bool | None = None,
@@ -205,13 +207,19 @@ def unpack(
     deltas: paths or dicts, in order; each knows its base, so a gap or a wrong order is refused. The last argument is
         `out` instead if it is a path that is no delta: `unpack(base, delta, "restored")`.
     out: where the target goes: a file for a checkpoint of one file, else a folder. Every file is compared with the
-        sha256 that was recorded when it was packed. None returns a dict of names and CPU tensors instead, each
-        compared with its recorded digest.
+        sha256 that was recorded when it was packed. None returns a dict of names and tensors instead.
+    device: where tensors are rebuilt: None or "cpu", or a CUDA device, where a dict then stays. With out, files are
+        the same as from the CPU, and proven by the same sha256. A dict on the CPU is compared with the recorded
+        digests. For a dict on a CUDA device the digests of base tensors, and of tensors that deltas store as they are,
+        are compared on the host, in the memory from which they are copied; the checksums of all chunks are compared on
+        the device before they are decoded, and what it finds is raised at the end. Digests of rebuilt tensors are not
+        compared there. What the device cannot rebuild is an error, never left to the CPU.
     workers, overwrite, progress: as for `pack`.
 
     Returns an `UnpackReport`, or the tensors if there is no out.
     Raises BaseMismatchError (a wrong base, before anything is written), ChainError, CorruptError, ChecksumError,
-    VersionError, TargetMismatchError, NotFoundError, ExistsError, ReadWriteError. Nothing is left of the output then.
+    VersionError, TargetMismatchError, NotFoundError, ExistsError, ReadWriteError; UnsupportedError for a device that is
+    not there, or codecs that it does not decode. Nothing is left of the output then.
     """
     if out is None and len(deltas) > 1 and not _deltas.is_delta(deltas[-1]):
         *rest, last = deltas
@@ -221,13 +229,38 @@ def unpack(
     if not deltas:
         raise ArgumentError("unpack: expected at least one delta")
     options = {"workers": _options.workers(workers), "overwrite": bool(overwrite)}
+    gpu = _gpu(device)
     with open_source(base, "base") as base_source, _deltas.as_paths(deltas) as paths:
+        if gpu is not None:
+            return _unpack_on_gpu(base_source, paths, out, options, gpu, progress)
         if out is None:
             return _read_all(base_source, paths, options["workers"])
         destination = os.fspath(out)
         _refuse_inputs(destination, base_source)
         arguments = (base_source.handle, paths, destination, json.dumps(options))
         return UnpackReport.of(_jobs.run(core().unpack_start, arguments, "unpack", progress))
+
+
+def _gpu(device: torch.device | str | None) -> torch.device | None:
+    """Returns the CUDA device that is meant, None for the CPU."""
+    if device is None or str(device) == "cpu":
+        return None
+    from tpde import cuda
+
+    return cuda.require_device(device)
+
+
+def _unpack_on_gpu(
+    base: Source, deltas: list[str], out: PathLike | None, options: dict[str, Any], device: torch.device,
+    progress: bool | None,
+) -> UnpackReport | dict[str, torch.Tensor]:  # fmt: skip
+    from tpde import _gpu_unpack
+
+    if out is None:
+        return _gpu_unpack.to_tensors(base.handle, deltas, device, options["workers"], progress)
+    destination = os.fspath(out)
+    _refuse_inputs(destination, base)
+    return UnpackReport.of(_gpu_unpack.to_files(base.handle, deltas, destination, options, device, progress))
 
 
 def _read_all(base: Source, deltas: list[str], workers: int) -> dict[str, torch.Tensor]:

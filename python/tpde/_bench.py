@@ -17,7 +17,7 @@ from tpde._core import core
 from tpde._sources import Checkpoint, Source, open_source
 from tpde._status import InternalError
 
-CODECS = ("auto", "elias", "zstd", "raw")
+CODECS = ("auto", "prefix", "rice", "elias", "zstd", "raw")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ namespace {
   X(index_read) X(index_records) X(reconstruct) X(scatter_add) X(digest)                     \
   X(source_open) X(source_new) X(source_add) X(source_apply) X(source_manifest)              \
   X(source_read) X(source_free) X(pack_start) X(unpack_start) X(verify_start)                \
-  X(job_wait) X(job_cancel) X(job_report) X(job_free) X(inspect)                             \
+  X(parts_open) X(parts_list) X(parts_gather) X(parts_free) X(unpack_supplied_start)         \
+  X(job_supply) X(job_wait) X(job_cancel) X(job_report) X(job_free) X(inspect)                             \
   X(text_bytes) X(text_copy) X(text_free)                                                    \
   X(device_search) X(device_info) X(prepare) X(prepared_image_bytes) X(prepared_image)       \
   X(prepared_free) X(gpu_scratch_bytes) X(gpu_reconstruct) X(gpu_verify) X(gpu_scatter_add)
@@ -259,14 +260,15 @@ void prepared_image(uintptr_t dst, uint64_t dst_cap, tpde_handle prepared) {
 
 void prepared_free(tpde_handle prepared) { check(core().prepared_free(prepared)); }
 
-// (prepared, base, dst, blob, image, status)
-using Item = std::array<uint64_t, 6>;
+// (prepared, base, dst, blob, image, status, flags)
+using Item = std::array<uint64_t, 7>;
 
 std::vector<tpde_gpu_item> gpu_items(const std::vector<Item> &list) {
   std::vector<tpde_gpu_item> items;
   items.reserve(list.size());
-  for (const auto &[prepared, base, dst, blob, image, status] : list)
-    items.push_back({prepared, pointer(base), pointer(dst), pointer(blob), pointer(image), pointer<uint32_t>(status), {}});
+  for (const auto &[prepared, base, dst, blob, image, status, flags] : list)
+    items.push_back({prepared, pointer(base), pointer(dst), pointer(blob), pointer(image), pointer<uint32_t>(status),
+                     flags, 0});
   return items;
 }
 
@@ -347,6 +349,32 @@ void source_free(tpde_handle source) {
   run([&](const Library &lib) { return lib.source_free(source); });
 }
 
+tpde_handle parts_open(tpde_handle source) {
+  tpde_handle parts = 0;
+  check(core().parts_open(&parts, source));
+  return parts;
+}
+
+py::str parts_list(tpde_handle parts) {
+  tpde_handle text = 0;
+  run([&](const Library &lib) { return lib.parts_list(&text, parts); });
+  return take_text(text);
+}
+
+// (part, offset, bytes, to)
+using Span = std::array<uint64_t, 4>;
+
+void parts_gather(uintptr_t dst, uint64_t dst_cap, tpde_handle parts, const std::vector<Span> &list, uint32_t workers) {
+  std::vector<tpde_span> spans;
+  spans.reserve(list.size());
+  for (const auto &[part, offset, bytes, to] : list) spans.push_back({part, offset, bytes, to});
+  run([&](const Library &lib) {
+    return lib.parts_gather(pointer(dst), dst_cap, parts, spans.data(), spans.size(), workers);
+  });
+}
+
+void parts_free(tpde_handle parts) { check(core().parts_free(parts)); }
+
 tpde_handle pack_start(tpde_handle base, tpde_handle target, const py::object &out, const std::string &options) {
   const std::string name = path(out);
   const char *json = c_text("options", options);
@@ -365,6 +393,23 @@ tpde_handle unpack_start(tpde_handle base, const py::sequence &deltas, const py:
     return lib.unpack_start(&job, base, list.data(), list.size(), name.c_str(), json);
   });
   return job;
+}
+
+tpde_handle unpack_supplied_start(tpde_handle base, const py::sequence &deltas, const py::object &out,
+                                  const std::string &options) {
+  const Paths list(deltas);
+  const std::string name = path(out);
+  const char *json = c_text("options", options);
+  tpde_handle job = 0;
+  run([&](const Library &lib) {
+    return lib.unpack_supplied_start(&job, base, list.data(), list.size(), name.c_str(), json);
+  });
+  return job;
+}
+
+void job_supply(tpde_handle job, const std::string &name, uintptr_t data, uint64_t data_bytes) {
+  const char *text = c_text("name", name);
+  run([&](const Library &lib) { return lib.job_supply(job, text, pointer(data), data_bytes); });
 }
 
 tpde_handle verify_start(tpde_handle base, const py::sequence &deltas, tpde_handle target,
@@ -414,6 +459,8 @@ PYBIND11_MODULE(_binding, m) {
   m.attr("ABI_VERSION") = TPDE_ABI_VERSION;
   m.attr("SKIP_BASE_DIGEST") = TPDE_SKIP_BASE_DIGEST;
   m.attr("SKIP_TARGET_DIGEST") = TPDE_SKIP_TARGET_DIGEST;
+  m.attr("GPU_QUANTISED_BASE") = TPDE_GPU_QUANTISED_BASE;
+  m.attr("GPU_VERIFIED_BLOB") = TPDE_GPU_VERIFIED_BLOB;
 
   m.def("load", &load, "path"_a, "Opens the core; again: does nothing.");
   m.def("version", &version);
@@ -451,8 +498,15 @@ PYBIND11_MODULE(_binding, m) {
   m.def("source_read", &source_read, "dst_ptr"_a, "dst_cap"_a, "source"_a, "name"_a, "workers"_a = 0);
   m.def("source_free", &source_free, "source"_a);
 
+  m.def("parts_open", &parts_open, "source"_a);
+  m.def("parts_list", &parts_list, "parts"_a);
+  m.def("parts_gather", &parts_gather, "dst_ptr"_a, "dst_cap"_a, "parts"_a, "spans"_a, "workers"_a = 0);
+  m.def("parts_free", &parts_free, "parts"_a);
+
   m.def("pack_start", &pack_start, "base"_a, "target"_a, "out_path"_a, "options"_a = "{}");
   m.def("unpack_start", &unpack_start, "base"_a, "deltas"_a, "out_path"_a, "options"_a = "{}");
+  m.def("unpack_supplied_start", &unpack_supplied_start, "base"_a, "deltas"_a, "out_path"_a, "options"_a = "{}");
+  m.def("job_supply", &job_supply, "job"_a, "name"_a, "data_ptr"_a, "data_bytes"_a);
   m.def("verify_start", &verify_start, "base"_a, "deltas"_a, "target"_a = 0, "options"_a = "{}");
   m.def("job_wait", &job_wait, "job"_a, "timeout_ms"_a);
   m.def("job_cancel", &job_cancel, "job"_a);

@@ -1,4 +1,4 @@
-"""Rebuilding on CUDA devices: what stands between torch tensors and the GPU functions of the core.
+"""What is known of packed tensors on CUDA devices, and the failures that kernels found there.
 
 A packed tensor needs three things beside its blob to be rebuilt on a GPU: its index, validated and expanded
 (`tpde_prepare`), the copy of that expansion on the device (the image), and a word of status for each chunk, into which
@@ -11,39 +11,25 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from tpde import _dtypes, _memory
-from tpde._core import gpu_core
-from tpde._status import (
-    EXCEPTIONS,
-    ArgumentError,
-    BaseMismatchError,
-    ForkedError,
-    TargetMismatchError,
-    TpdeError,
-    UnsupportedError,
-)
-
-# (base, index_map, data_blob)
-Packed = tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]
-
+from tpde import _core, _cuda_scatter, _dtypes, _memory
+from tpde._status import EXCEPTIONS, ArgumentError, ForkedError, TpdeError, UnsupportedError
 
 _ZSTD = 2
 
 # Untyped in torch.
-_weak: Any = StorageWeakRef
+weak: Any = StorageWeakRef
 
 
 class Prepared:
     """An index map, validated and expanded. Immutable."""
 
     def __init__(self, index_map: torch.Tensor) -> None:
-        binding = gpu_core()
+        binding = _core.gpu_core()
         copy = _memory.require_bytes(index_map.cpu(), "index_map")
         self.info = binding.index_read(*_memory.pointer(copy))
         self.dtype = _dtypes.torch_of(self.info["dtype"])
@@ -70,9 +56,9 @@ class Slot:
         self.prepared = prepared
         self.handle = prepared.handle
         self.dtype, self.shape, self.has_base = prepared.dtype, prepared.shape, prepared.has_base
-        self.zstd = prepared.info["codec"] == _ZSTD  # needs scratch memory; is always verified before nvCOMP sees it
-        self.version = _version(index_map)
-        self.storages = [_weak(t.untyped_storage()) for t in (index_map, data_blob)]
+        self.zstd = prepared.info["codec"] == _ZSTD  # needs scratch memory, and care: see tpde._cuda_rebuild
+        self.version = version(index_map)
+        self.storages = [weak(t.untyped_storage()) for t in (index_map, data_blob)]
         # A blocking copy: complete for every stream when it returns.
         self.image = prepared.image.to(device)
         # Chunks as the last verification found them, then as the last rebuild did. Zeroed for every stream: see _make.
@@ -81,7 +67,7 @@ class Slot:
         self.verify_ptr = self.status.data_ptr()
         self.status_ptr = self.verify_ptr + 4 * prepared.chunks
         self.ready = [False, False]  # kernels loaded: to rebuild, to verify
-        self.streams = {_stream(device.index)}  # that use image and status
+        self.streams = {stream(device.index)}  # that use image and status
         self.name = f"{str(self.dtype).removeprefix('torch.')} tensor of shape {list(self.shape)}"
 
     def expired(self) -> bool:
@@ -116,9 +102,8 @@ _Key = tuple[Any, ...]
 
 _slots: dict[_Key, Slot] = {}
 _reports: list[TpdeError] = []  # of slots that are gone, until synchronize raises them
-_lock = threading.RLock()
+lock = threading.RLock()
 _sweep_at = 256
-_flags: dict[int, torch.Tensor] = {}  # by device: becomes 1 if scatter_add meets bad indices
 
 
 def _raw_stream(device: int) -> int:
@@ -126,10 +111,11 @@ def _raw_stream(device: int) -> int:
 
 
 # The same, without making a Stream object: a fifth of the time.
-_stream: Any = getattr(torch._C, "_cuda_getCurrentRawStream", _raw_stream)
+stream: Any = getattr(torch._C, "_cuda_getCurrentRawStream", _raw_stream)
 
 
-def _version(tensor: torch.Tensor) -> int:
+def version(tensor: torch.Tensor) -> int:
+    """Returns what changes whenever torch writes to tensor; -1 where torch does not count."""
     return -1 if tensor.is_inference() else tensor._version
 
 
@@ -146,7 +132,7 @@ def slot(index_map: torch.Tensor, data_blob: torch.Tensor) -> Slot:
     )
     found = _slots.get(key)
     # The slot's weak references keep the addresses in the key from being given to other storages.
-    if found is None or found.version != _version(index_map):
+    if found is None or found.version != version(index_map):
         found = _make(key, index_map, data_blob)
     if data_blob.numel() != found.prepared.blob_bytes:
         raise ArgumentError(
@@ -159,10 +145,10 @@ def _make(key: _Key, index_map: torch.Tensor, data_blob: torch.Tensor) -> Slot:
     global _sweep_at
     if not index_map.is_cpu and index_map.device != data_blob.device:
         raise ArgumentError(f"index_map: is on {index_map.device}, expected the CPU or {data_blob.device}")
-    _refuse_capture("these packed tensors are")
-    with _lock:
+    refuse_capture("these packed tensors are")
+    with lock:
         found = _slots.get(key)
-        if found is not None and found.version == _version(index_map):
+        if found is not None and found.version == version(index_map):
             return found  # another thread was first
         if len(_slots) >= _sweep_at:
             _sweep()
@@ -191,7 +177,7 @@ def _require_bytes(tensor: torch.Tensor, what: str) -> None:
         )
 
 
-def _refuse_capture(what: str) -> None:
+def refuse_capture(what: str) -> None:
     if torch.cuda.is_current_stream_capturing():
         raise UnsupportedError(
             f"{what} used for the first time while a CUDA graph is captured, which cannot include copying an index map "
@@ -199,204 +185,10 @@ def _refuse_capture(what: str) -> None:
         )
 
 
-def _require_base(base: torch.Tensor | None, s: Slot, device: torch.device) -> torch.Tensor | None:
-    """Returns base as kernels read it: contiguous, lazy conjugation and negation carried out."""
-    if base is None:
-        if s.has_base:
-            raise ArgumentError("base: is None, but the tensor was packed against a base")
-        return None
-    if not s.has_base:
-        raise ArgumentError("base: expected None, the tensor was packed against nothing")
-    _require_like(base, s, device, "base")
-    if base.is_contiguous() and not base.is_conj() and not base.is_neg():
-        return base
-    return base.detach().resolve_conj().resolve_neg().contiguous()
-
-
-def _require_like(tensor: torch.Tensor, s: Slot, device: torch.device, what: str) -> None:
-    if tensor.dtype != s.dtype or tensor.shape != s.shape:
-        raise ArgumentError(
-            f"{what}: expected {s.dtype} of shape {list(s.shape)}, as the index says; "
-            f"got {tensor.dtype} of shape {list(tensor.shape)}"
-        )
-    if tensor.device != device:
-        raise ArgumentError(f"{what}: is on {tensor.device}, expected {device}, where data_blob is")
-
-
-def _aligned(data_blob: torch.Tensor) -> torch.Tensor:
-    """Kernels read blobs in words of 8 bytes; a view into the middle of something may have to be copied."""
-    return data_blob if data_blob.data_ptr() % 8 == 0 else data_blob.clone()
-
-
-def reconstruct(
-    base: torch.Tensor | None,
-    index_map: torch.Tensor,
-    data_blob: torch.Tensor,
-    verify: bool,
-    out: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Rebuilds one tensor on the current stream of data_blob's device. Raises nothing that the device finds out."""
-    s = slot(index_map, data_blob)
-    device = data_blob.device
-    base = _require_base(base, s, device)
-    if out is None:
-        out = torch.empty(s.shape, dtype=s.dtype, device=device)
-    else:
-        _require_like(out, s, device, "out")
-    blob = _aligned(data_blob)
-    _launch([s], [(base, out, blob)], verify, device)
-    return out
-
-
-def _launch(
-    slots: Sequence[Slot],
-    tensors: Sequence[tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]],
-    verify: bool,
-    device: torch.device,
-) -> None:
-    """Launches on all (base, out, blob), which are checked and on one device."""
-    binding = gpu_core()
-    stream = _stream(device.index)
-    items = []
-    for s, (base, out, blob) in zip(slots, tensors, strict=True):
-        if not (s.ready[0] and (s.ready[1] or not verify)):
-            _refuse_capture(f"the kernels for a {s.name} are")
-        if stream not in s.streams:
-            s.use_on(stream, device)
-        items.append(
-            (
-                s.handle,
-                0 if base is None else base.data_ptr(),
-                out.data_ptr(),
-                blob.data_ptr(),
-                s.image_ptr,
-                s.status_ptr,
-            )
-        )
-    if verify:
-        checks = [(*item[:5], s.verify_ptr) for s, item in zip(slots, items, strict=True) if not s.zstd]
-        if checks:
-            binding.gpu_verify(checks, stream)
-    if any(s.zstd for s in slots):
-        scratch = _scratch(items, device)
-        binding.gpu_reconstruct(items, scratch.data_ptr(), scratch.numel(), stream)
-    else:
-        binding.gpu_reconstruct(items, 0, 0, stream)
-    for s in slots:
-        s.ready[0] = True
-        s.ready[1] |= verify
-
-
-def _scratch(items: Sequence[tuple[int, ...]], device: torch.device) -> torch.Tensor:
-    """Returns the memory in which nvCOMP works, from torch's allocator, which keeps it for the current stream."""
-    try:
-        n: int = gpu_core().gpu_scratch_bytes(items)
-    except UnsupportedError as error:
-        raise UnsupportedError(f"{error}; tensors packed with codec='elias' or codec='raw' need no nvCOMP") from None
-    return torch.empty(n, dtype=torch.uint8, device=device)
-
-
-def reconstruct_many(items: Sequence[Packed], verify: bool, names: Sequence[str] | None) -> list[torch.Tensor]:
-    """Rebuilds tensors, with one launch for each kind of kernel and device."""
-    slots = [slot(index_map, data_blob) for _, index_map, data_blob in items]
-    results = []
-    by_device: dict[torch.device, list[int]] = {}
-    tensors = []
-    for i, (s, (base, _, data_blob)) in enumerate(zip(slots, items, strict=True)):
-        device = data_blob.device
-        if names is not None:
-            s.name = names[i]
-        base = _require_base(base, s, device)
-        results.append(torch.empty(s.shape, dtype=s.dtype, device=device))
-        tensors.append((base, results[-1], _aligned(data_blob)))
-        by_device.setdefault(device, []).append(i)
-    for device, numbers in by_device.items():
-        _launch([slots[i] for i in numbers], [tensors[i] for i in numbers], verify, device)
-    return results
-
-
-def check_base(base: torch.Tensor | None, index_map: torch.Tensor, data_blob: torch.Tensor) -> None:
-    """Compares base with the digest in the index, on the host. Raises BaseMismatchError."""
-    if base is None:
-        return
-    s = slot(index_map, data_blob)
-    _require_base(base, s, data_blob.device)
-    if _digest(base) != s.prepared.info["base_digest"]:
-        raise BaseMismatchError(f"base: is not the one that the {s.name} was packed against")
-
-
-def check_results(items: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], digests: bool) -> None:
-    """Waits for (out, index_map, data_blob), which were just launched, and raises what is wrong with them."""
-    for out, index_map, data_blob in items:
-        s = slot(index_map, data_blob)
-        with torch.cuda.device(data_blob.device):
-            for failure in s.failures():
-                raise failure
-        if digests and _digest(out) != s.prepared.info["target_digest"]:
-            raise TargetMismatchError(f"the rebuilt {s.name} does not have the digest of the target that was packed")
-
-
-def _digest(tensor: torch.Tensor) -> bytes:
-    host = _memory.host(tensor, "tensor")
-    result: bytes = gpu_core().digest(*_memory.pointer(host))
-    return result
-
-
-def scatter_add(
-    out: torch.Tensor, base: torch.Tensor, indices: torch.Tensor, values: torch.Tensor, check: bool = False
-) -> None:
-    """Writes base plus values at strictly increasing indices to out, on the current stream. All are contiguous."""
-    device = base.device
-    for what, tensor in (("indices", indices), ("values", values), ("out", out)):
-        if tensor.device != device:
-            raise ArgumentError(f"{what}: is on {tensor.device}, expected {device}, where base is")
-    flag = _flags.get(device.index)
-    if flag is None:
-        flag = _make_flag(device)
-    if check:
-        torch.cuda.synchronize(device)
-        _raise_flag(device.index)
-    gpu_core().gpu_scatter_add(
-        out.data_ptr(),
-        base.data_ptr(),
-        base.numel(),
-        _dtypes.number_of(base.dtype),
-        indices.data_ptr(),
-        values.data_ptr(),
-        indices.numel(),
-        flag.data_ptr(),
-        _stream(device.index),
-    )
-    if check:
-        torch.cuda.current_stream(device).synchronize()
-        _raise_flag(device.index)
-
-
-def _make_flag(device: torch.device) -> torch.Tensor:
-    _refuse_capture("scatter_add is")
-    with _lock, torch.inference_mode(False):
-        if device.index not in _flags:
-            flag = torch.zeros(1, dtype=torch.int32, device=device)
-            torch.cuda.current_stream(device).synchronize()
-            _flags[device.index] = flag  # never freed: every stream may use it
-        return _flags[device.index]
-
-
-def _raise_flag(device: int) -> None:
-    flag = _flags.get(device)
-    if flag is not None and int(flag):
-        flag.zero_()
-        torch.cuda.current_stream(device).synchronize()
-        raise ArgumentError(
-            f"indices: a scatter_add on cuda:{device} met indices that are out of range or not strictly increasing; "
-            "their sums were left out"
-        )
-
-
 def synchronize(device: torch.device) -> None:
     """Waits for everything on a CUDA device and raises the first failure that was found there since the last call."""
     torch.cuda.synchronize(device)
-    with _lock, torch.cuda.device(device), torch.inference_mode(False), torch.no_grad():
+    with lock, torch.cuda.device(device), torch.inference_mode(False), torch.no_grad():
         _sweep()
         mine = [s for s in _slots.values() if s.status.device == device]
         # One copy to the host if all is well, as it nearly always is.
@@ -411,4 +203,4 @@ def synchronize(device: torch.device) -> None:
         if len(reports) > 1:
             raise type(reports[0])(f"{reports[0]}; {len(reports) - 1} more tensors failed: {reports[1]}")
         raise reports[0]
-    _raise_flag(device.index)
+    _cuda_scatter.raise_flag(device.index)

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from tpde import _cuda, _dtypes, _memory
+from tpde import _cuda, _cuda_rebuild, _cuda_scatter, _dtypes, _memory, quant
 from tpde._core import core
 from tpde._status import ArgumentError
+from tpde.quant import QuantizedTensor
 
 SKIP_BASE_DIGEST = 1
 SKIP_TARGET_DIGEST = 2
@@ -27,6 +28,12 @@ _library.define(
     "reconstruct_(Tensor(a!) base, Tensor index_map, Tensor data_blob, bool verify=True) -> ()",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+# A quantised base is passed as its parts. group_size: one above 2^63 - 1 is cut to that, which changes no group.
+_library.define(
+    "reconstruct_quantized(Tensor packed, Tensor scale, Tensor? zero, Tensor? code, str kind, int bits, int group_size,"
+    " Tensor index_map, Tensor data_blob, SymInt[] shape, ScalarType dtype, bool verify=True) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
 _library.define(
     "scatter_add(Tensor base, Tensor indices, Tensor values, Tensor chunk_map) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
@@ -35,13 +42,16 @@ _library.define(
 
 def reconstruct_into(
     dst: torch.Tensor,
-    base: torch.Tensor | None,
+    base: torch.Tensor | QuantizedTensor | None,
     index_map: torch.Tensor,
     data_blob: torch.Tensor,
     verify: bool,
     workers: int,
 ) -> None:
-    """Rebuilds into dst, a contiguous CPU tensor. Raises ArgumentError unless dst and base fit the index."""
+    """Rebuilds into dst, a contiguous CPU tensor. Raises ArgumentError unless dst and base fit the index.
+
+    A quantised base is dequantised first.
+    """
     binding = core()
     index_map = _memory.require_bytes(index_map, "index_map")
     data_blob = _memory.require_bytes(data_blob, "data_blob")
@@ -55,6 +65,10 @@ def reconstruct_into(
         raise ArgumentError("base: expected None, the tensor was packed against nothing")
     if base is not None:
         _require(base, dtype, shape, "base")
+        if isinstance(base, QuantizedTensor):
+            if not base.packed.is_cpu:
+                raise ArgumentError(f"base: is on {base.device}, expected the CPU, where data_blob is")
+            base = base.dequantize()
         base = _memory.require_cpu(_memory.as_tensor(base, "base"), "base").contiguous()
     flags = 0 if verify else SKIP_BASE_DIGEST | SKIP_TARGET_DIGEST
     binding.reconstruct(
@@ -107,7 +121,7 @@ def scatter_add_into(
     )
 
 
-def _require(tensor: torch.Tensor, dtype: torch.dtype, shape: Sequence[int], what: str) -> None:
+def _require(tensor: torch.Tensor | QuantizedTensor, dtype: torch.dtype, shape: Sequence[int], what: str) -> None:
     if tensor.dtype != dtype or list(tensor.shape) != list(shape):
         raise ArgumentError(
             f"{what}: expected {dtype} of shape {list(shape)}, as the index says; "
@@ -151,13 +165,24 @@ def _reconstruct_cuda(
     verify: bool = True,
 ) -> torch.Tensor:
     _require_blob_on_device(base, index_map, data_blob)
+    return _rebuild_on_cuda(base, index_map, data_blob, shape, dtype, verify)
+
+
+def _rebuild_on_cuda(
+    base: torch.Tensor | QuantizedTensor | None,
+    index_map: torch.Tensor,
+    data_blob: torch.Tensor,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    verify: bool,
+) -> torch.Tensor:
     slot = _cuda.slot(index_map, data_blob)
     if dtype != slot.dtype or list(shape) != list(slot.shape):
         raise ArgumentError(
             f"output: expected {slot.dtype} of shape {list(slot.shape)}, as the index says; "
             f"got {dtype} of shape {list(shape)}"
         )
-    return _cuda.reconstruct(base, index_map, data_blob, verify)
+    return _cuda_rebuild.reconstruct(base, index_map, data_blob, verify)
 
 
 def _require_blob_on_device(base: torch.Tensor | None, index_map: torch.Tensor, data_blob: torch.Tensor) -> None:
@@ -180,7 +205,7 @@ def _reconstruct_in_place_cuda(
     base: torch.Tensor, index_map: torch.Tensor, data_blob: torch.Tensor, verify: bool = True
 ) -> None:
     _require_blob_on_device(base, index_map, data_blob)
-    _cuda.reconstruct(base, index_map, data_blob, verify, out=_in_place(base))
+    _cuda_rebuild.reconstruct(base, index_map, data_blob, verify, out=_in_place(base))
 
 
 @torch.library.register_fake("tpde::reconstruct_", lib=_library)  # type: ignore[untyped-decorator]
@@ -188,6 +213,83 @@ def _reconstruct_in_place_fake(
     base: torch.Tensor, index_map: torch.Tensor, data_blob: torch.Tensor, verify: bool = True
 ) -> None:
     return None
+
+
+@torch.library.impl(_library, "reconstruct_quantized", "CPU")
+def _reconstruct_quantized(
+    packed: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor | None,
+    code: torch.Tensor | None,
+    kind: str,
+    bits: int,
+    group_size: int,
+    index_map: torch.Tensor,
+    data_blob: torch.Tensor,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    verify: bool = True,
+) -> torch.Tensor:
+    base = QuantizedTensor(packed, scale, zero, bits, group_size, tuple(shape), dtype, kind, code)
+    out = torch.empty(shape, dtype=dtype, device="cpu")
+    reconstruct_into(out, base, index_map, data_blob, verify, 0)
+    return out
+
+
+@torch.library.impl(_library, "reconstruct_quantized", "CUDA")
+def _reconstruct_quantized_cuda(
+    packed: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor | None,
+    code: torch.Tensor | None,
+    kind: str,
+    bits: int,
+    group_size: int,
+    index_map: torch.Tensor,
+    data_blob: torch.Tensor,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    verify: bool = True,
+) -> torch.Tensor:
+    _require_blob_on_device(packed, index_map, data_blob)
+    base = QuantizedTensor(packed, scale, zero, bits, group_size, tuple(shape), dtype, kind, code)
+    return _rebuild_on_cuda(base, index_map, data_blob, shape, dtype, verify)
+
+
+@torch.library.register_fake("tpde::reconstruct_quantized", lib=_library)  # type: ignore[untyped-decorator]
+def _reconstruct_quantized_fake(
+    packed: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor | None,
+    code: torch.Tensor | None,
+    kind: str,
+    bits: int,
+    group_size: int,
+    index_map: torch.Tensor,
+    data_blob: torch.Tensor,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    verify: bool = True,
+) -> torch.Tensor:
+    return data_blob.new_empty(shape, dtype=dtype)
+
+
+def rebuild(
+    base: torch.Tensor | QuantizedTensor | None,
+    index_map: torch.Tensor,
+    data_blob: torch.Tensor,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    verify: bool,
+) -> torch.Tensor:
+    """Calls the operator for the kind of base."""
+    if not isinstance(base, QuantizedTensor):
+        return reconstruct(base, index_map, data_blob, shape, dtype, verify)
+    _require(base, dtype, shape, "base")  # the operator takes both from the index
+    q, group_size = base, min(base.group_size, quant.MAX_GROUP)
+    return reconstruct_quantized(
+        q.packed, q.scale, q.zero, q.code, q.kind, q.bits, group_size, index_map, data_blob, shape, dtype, verify
+    )
 
 
 def _in_place(base: torch.Tensor) -> torch.Tensor:
@@ -219,12 +321,14 @@ def _scatter_add_cuda(
 ) -> torch.Tensor:
     check_deltas(base, indices, values)
     out = torch.empty(base.shape, dtype=base.dtype, device=base.device)
-    _cuda.scatter_add(out, base.contiguous(), indices.contiguous(), values.contiguous())
+    _cuda_scatter.scatter_add(out, base.contiguous(), indices.contiguous(), values.contiguous())
     return out
 
 
 # (base, index_map, data_blob, shape, dtype, verify) -> tensor
 reconstruct: Callable[..., torch.Tensor] = torch.ops.tpde.reconstruct.default
+# (packed, scale, zero, code, kind, bits, group_size, index_map, data_blob, shape, dtype, verify) -> tensor
+reconstruct_quantized: Callable[..., torch.Tensor] = torch.ops.tpde.reconstruct_quantized.default
 # (base, index_map, data_blob, verify): base becomes the target
 reconstruct_: Callable[..., None] = torch.ops.tpde.reconstruct_.default
 # (base, indices, values, chunk_map) -> tensor

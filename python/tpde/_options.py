@@ -9,7 +9,7 @@ from typing import Any, Final, SupportsIndex
 
 from tpde._status import ArgumentError
 
-CODECS: Final = {"auto": 0, "raw": 1, "zstd": 2, "elias": 3}
+CODECS: Final = {"auto": 0, "raw": 1, "zstd": 2, "elias": 3, "prefix": 4, "rice": 5}
 RESIDUALS: Final = {"bit": 0, "add": 1}
 LEVELS: Final = {"default": 0, "fast": 1, "small": 2}
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 
-from tpde import _cuda, _dtypes, _memory, _ops, _options
+from tpde import _cuda_rebuild, _cuda_scatter, _dtypes, _memory, _ops, _options
 from tpde._core import core
 from tpde._sources import PathLike
 from tpde._status import ArgumentError, ExistsError, NotFoundError
+from tpde.quant import QuantizedTensor
 
 INDEX_SUFFIX = ".tpde-index"
 BLOB_SUFFIX = ".tpde-blob"
@@ -66,7 +67,7 @@ def _name(number: int, names: dict[str, int]) -> str:
 
 
 def encode(
-    base: torch.Tensor | None,
+    base: torch.Tensor | QuantizedTensor | None,
     target: torch.Tensor,
     *,
     codec: str = "auto",
@@ -79,7 +80,8 @@ def encode(
     """Packs one tensor against another of the same shape and dtype.
 
     base, target: torch tensors (any device) or numpy arrays, of every dtype that safetensors knows; base None codes
-        against nothing.
+        against nothing. A QuantizedTensor stands for what it dequantises to, bit for bit; it can be the base of
+        float32, float16 and bfloat16. residual="add" against one is rebuilt on the CPU alone.
     codec, residual, level, workers, num_chunks: as for `tpde.pack`. chunk_words: words per chunk.
 
     Returns (index_map, data_blob), 1-D uint8 CPU tensors. Raises ArgumentError, UnsupportedError.
@@ -87,6 +89,8 @@ def encode(
     binding = core()
     target = _memory.host(target, "target")
     if base is not None:
+        if isinstance(base, QuantizedTensor):
+            base = base.to("cpu").dequantize()
         base = _memory.host(base, "base")
         if base.dtype != target.dtype or base.shape != target.shape:
             raise ArgumentError(
@@ -116,7 +120,7 @@ def encode(
 
 
 def reconstruct(
-    base: torch.Tensor | None,
+    base: torch.Tensor | QuantizedTensor | None,
     index_map: torch.Tensor,
     data_blob: torch.Tensor,
     *,
@@ -127,7 +131,8 @@ def reconstruct(
 ) -> torch.Tensor:
     """Rebuilds a packed tensor, bit for bit, where data_blob is: on the CPU or on a CUDA device.
 
-    base: the tensor that it was packed against (same shape and dtype, beside data_blob), or None if there was none.
+    base: the tensor that it was packed against (same shape and dtype, beside data_blob), or None if there was none. A
+        QuantizedTensor is dequantised by the kernel that rebuilds, without a copy in between; on the CPU, before.
     index_map, data_blob: 1-D uint8 tensors. On CUDA the index map may be on the CPU, and is remembered: pass the same
         tensor again, since every new one is copied and expanded, which waits for the GPU.
     out: contiguous tensor beside data_blob to write to; base itself rebuilds in place. None makes a new tensor.
@@ -139,25 +144,26 @@ def reconstruct(
     On CUDA everything runs on the current stream. Raises ArgumentError, BaseMismatchError, ChecksumError, CorruptError,
     TargetMismatchError, VersionError, UnsupportedError.
     """
-    if any(isinstance(tensor, torch.Tensor) and tensor.is_cuda for tensor in (data_blob, base, out)):
+    codes = base.packed if isinstance(base, QuantizedTensor) else base
+    if any(isinstance(tensor, torch.Tensor) and tensor.is_cuda for tensor in (data_blob, codes, out)):
         return _reconstruct_on_cuda(base, index_map, data_blob, out, verify, check)
     index_map = _memory.require_bytes(index_map, "index_map")
     data_blob = _memory.require_bytes(data_blob, "data_blob")
-    if base is not None:
+    if base is not None and not isinstance(base, QuantizedTensor):
         base = _memory.require_cpu(_memory.as_tensor(base, "base"), "base")
     if out is None:
         raw = core().index_read(*_memory.pointer(index_map))
         dtype, shape = _dtypes.torch_of(raw["dtype"]), _dtypes.torch_shape(raw["dtype"], raw["shape"])
         if workers == 0:
-            return _ops.reconstruct(base, index_map, data_blob, shape, dtype, verify)
+            return _ops.rebuild(base, index_map, data_blob, shape, dtype, verify)
         out = torch.empty(shape, dtype=dtype, device="cpu")
     _memory.require_cpu(out, "out")
-    _ops.reconstruct_into(_output(out), base, index_map, data_blob, verify, _options.workers(workers))
+    _ops.reconstruct_into(output(out), base, index_map, data_blob, verify, _options.workers(workers))
     return out
 
 
 def _reconstruct_on_cuda(
-    base: torch.Tensor | None,
+    base: torch.Tensor | QuantizedTensor | None,
     index_map: torch.Tensor,
     data_blob: torch.Tensor,
     out: torch.Tensor | None,
@@ -169,18 +175,25 @@ def _reconstruct_on_cuda(
         raise ArgumentError(f"data_blob: is on {where}, expected it on the CUDA device of the other tensors")
     if not (isinstance(index_map, torch.Tensor) and index_map.is_cuda):
         index_map = _memory.require_bytes(index_map, "index_map")
-    if base is not None and (type(base) is not torch.Tensor or base.requires_grad):
-        base = _memory.as_tensor(base, "base")
+    if type(base) is not torch.Tensor or base.requires_grad:
+        base = plain_base(base)
     if verify and check:
-        _cuda.check_base(base, index_map, data_blob)
+        _cuda_rebuild.check_base(base, index_map, data_blob)
     # Not through the operator, which a third of the time would go to: a compiler could not trace this function anyway.
-    out = _cuda.reconstruct(base, index_map, data_blob, verify, None if out is None else _output(out))
+    out = _cuda_rebuild.reconstruct(base, index_map, data_blob, verify, None if out is None else output(out))
     if check:
-        _cuda.check_results([(out, index_map, data_blob)], digests=verify)
+        _cuda_rebuild.check_results([(out, index_map, data_blob)], digests=verify)
     return out
 
 
-def _output(out: torch.Tensor) -> torch.Tensor:
+def plain_base(base: torch.Tensor | QuantizedTensor | None) -> torch.Tensor | QuantizedTensor | None:
+    """Returns base without subclasses and gradients. Raises ArgumentError, UnsupportedError."""
+    if base is None or isinstance(base, QuantizedTensor):
+        return base
+    return _memory.as_tensor(base, "base")
+
+
+def output(out: torch.Tensor) -> torch.Tensor:
     """Refuses tensors that cannot be written through a pointer."""
     if not isinstance(out, torch.Tensor):
         raise ArgumentError(f"out: expected a torch.Tensor, got {type(out).__name__}")
@@ -221,7 +234,7 @@ def scatter_add(
     """
     given = base
     if out is not None:
-        _output(out)
+        output(out)
     base = _memory.as_tensor(base, "base")
     indices = _memory.as_tensor(indices, "indices").contiguous()
     values = _memory.as_tensor(values, "values").contiguous()
@@ -272,7 +285,7 @@ def _scatter_add_on_cuda(
     if out is None and not check:
         return _ops.scatter_add(base, indices, values, _NO_CHUNKS)
     out = torch.empty(base.shape, dtype=base.dtype, device=base.device) if out is None else _like(base, out)
-    _cuda.scatter_add(out, base, indices, values, check)
+    _cuda_scatter.scatter_add(out, base, indices, values, check)
     return out
 
 

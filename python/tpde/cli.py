@@ -90,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     unpack.add_argument("base", metavar="BASE")
     unpack.add_argument("paths", nargs="+", metavar="DELTA ... OUT")
+    unpack.add_argument("--device", metavar="DEVICE", help="rebuild there: cpu (default), cuda, cuda:1, ...")
     _common(unpack, writes=True)
 
     verify = command(
@@ -217,6 +218,7 @@ def _unpack(arguments: argparse.Namespace) -> None:
         _checkpoint(arguments.base),
         *deltas,
         out=out,
+        device=arguments.device,
         workers=arguments.workers,
         overwrite=arguments.force,
         progress=_progress(arguments),

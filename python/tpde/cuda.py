@@ -17,8 +17,9 @@ from collections.abc import Sequence
 
 import torch
 
-from tpde import _cuda, _memory
+from tpde import _cuda, _cuda_rebuild, _memory, _tensors
 from tpde._status import ArgumentError, UnsupportedError
+from tpde.quant import QuantizedTensor
 
 __all__ = ["reconstruct_many", "synchronize"]
 
@@ -29,49 +30,91 @@ def synchronize(device: torch.device | str | int | None = None) -> None:
     Raises CorruptError or ChecksumError, which name tensor and chunk; ArgumentError for indices of a scatter_add that
     are out of range or not strictly increasing; UnsupportedError without a GPU.
     """
-    _cuda.synchronize(_device(device))
+    _cuda.synchronize(require_device(device))
 
 
 def reconstruct_many(
-    items: Sequence[tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]],
+    items: Sequence[tuple[torch.Tensor | QuantizedTensor | None, torch.Tensor, torch.Tensor]],
     *,
+    out: Sequence[torch.Tensor | None] | None = None,
+    in_place: bool = False,
     verify: bool = True,
+    verified: bool = False,
     check: bool = False,
     names: Sequence[str] | None = None,
 ) -> list[torch.Tensor]:
     """Rebuilds many tensors at once, faster than one by one: up to 56 tensors share a launch.
 
     items: (base, index_map, data_blob) of each, as for `tpde.reconstruct`; the blobs on CUDA devices.
+    out: a contiguous tensor to write to for each item; its base itself rebuilds in place, None makes a new tensor. It
+        must not share memory with another item's output, base or blob.
+    in_place: write every tensor to its base, which must be a contiguous tensor. The same as out=[the bases].
     verify: compare the checksums of all chunks first.
+    verified: with verify=False: zstd blobs, whose checksums are otherwise compared whatever verify says, are
+        decompressed without. Only for blobs in which an earlier call found no damage, and which have not changed since:
+        what a GPU does with a damaged zstd frame is undefined. Other codecs need no such promise.
     check: wait, and raise failures now; also compare bases and results with the recorded digests, if verify is set.
     names: what to call the tensors in failures.
 
-    Returns the tensors. Raises what `tpde.reconstruct` does.
+    Returns the tensors. Raises what `tpde.reconstruct` does; nothing is launched if an argument is refused.
     """
-    if names is not None and len(names) != len(items):
-        raise ArgumentError(f"names: expected {len(items)}, one for each item, got {len(names)}")
+    for what, values in (("names", names), ("out", out)):
+        if values is not None and len(values) != len(items):
+            raise ArgumentError(f"{what}: expected {len(items)}, one for each item, got {len(values)}")
+    if verified and verify:
+        raise ArgumentError("verified: expected verify=False with it; one says that checksums need not be compared")
     for i, (_, _, data_blob) in enumerate(items):
         if not isinstance(data_blob, torch.Tensor) or not data_blob.is_cuda:
             where = data_blob.device if isinstance(data_blob, torch.Tensor) else type(data_blob).__name__
             raise ArgumentError(f"data_blob of item {i}: expected a tensor on a CUDA device, got {where}")
-    packed: list[_cuda.Packed] = []
+    packed: list[_cuda_rebuild.Packed] = []
     for base, index_map, data_blob in items:
-        if not index_map.is_cuda:
+        if not (isinstance(index_map, torch.Tensor) and index_map.is_cuda):
             index_map = _memory.require_bytes(index_map, "index_map")
-        packed.append((base, index_map, data_blob))
+        packed.append((_tensors.plain_base(base), index_map, data_blob))
+    outs = _outputs(items, out, in_place)
     if verify and check:
         for item in packed:
-            _cuda.check_base(*item)
-    results = _cuda.reconstruct_many(packed, verify, names)
+            _cuda_rebuild.check_base(*item)
+    results = _cuda_rebuild.reconstruct_many(packed, verify, names, outs, verified)
     if check:
-        _cuda.check_results(
+        _cuda_rebuild.check_results(
             ((out, index_map, data_blob) for out, (_, index_map, data_blob) in zip(results, packed, strict=True)),
             digests=verify,
         )
     return results
 
 
-def _device(device: torch.device | str | int | None) -> torch.device:
+def _outputs(
+    items: Sequence[tuple[torch.Tensor | QuantizedTensor | None, torch.Tensor, torch.Tensor]],
+    out: Sequence[torch.Tensor | None] | None,
+    in_place: bool,
+) -> Sequence[torch.Tensor | None] | None:
+    """Returns the tensors to write to, checked as far as one alone can be."""
+    if in_place:
+        if out is not None:
+            raise ArgumentError("out, in_place: expected one of them at most; in_place writes to the bases")
+        out = []
+        for i, (base, _, _) in enumerate(items):
+            if not isinstance(base, torch.Tensor):
+                raise ArgumentError(
+                    f"base of item {i}: is {'None' if base is None else 'a ' + type(base).__name__}, expected a tensor "
+                    "to be changed in place"
+                )
+            out.append(base)
+    if out is None:
+        return None
+    for i, tensor in enumerate(out):
+        if tensor is not None:
+            try:
+                _tensors.output(tensor)
+            except ArgumentError as error:
+                raise ArgumentError(f"item {i}: {error}") from None
+    return out
+
+
+def require_device(device: torch.device | str | int | None) -> torch.device:
+    """Returns a CUDA device with its number; None is the current one. Raises ArgumentError, UnsupportedError."""
     if not torch.cuda.is_available():
         built = "this torch was built without CUDA" if torch.version.cuda is None else "torch finds no CUDA device"
         raise UnsupportedError(f"tpde.cuda needs a GPU, but {built}; `tpde info` shows what is there")

@@ -27,6 +27,8 @@ NF4 = (
 """The code book of NormalFloat4: nf4_dequantization_lut in bitsandbytes' csrc/kernels.cu."""
 
 DESCRIPTOR_BYTES = 128
+MAX_GROUP = 2**63 - 1
+"""The largest group that fits a torch integer. No tensor has as many elements: a larger one means the same."""
 
 _TARGETS = (torch.float32, torch.float16, torch.bfloat16)
 _MIN_GROUP = 8
@@ -60,6 +62,15 @@ class QuantizedTensor:
     def __post_init__(self) -> None:
         _check(self)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the codes are."""
+        return self.packed.device
+
+    def parts(self) -> list[torch.Tensor]:
+        """The tensors that there are, of packed, scale, zero and code."""
+        return [part for part in (self.packed, self.scale, self.zero, self.code) if part is not None]
+
     def numel(self) -> int:
         """The number of elements of the weight."""
         return math.prod(self.shape)
@@ -89,12 +100,14 @@ class QuantizedTensor:
         """Returns the 128 bytes that a kernel reads of this tensor (FORMAT.md, "Descriptor").
 
         They hold the addresses of the parts: keep self alive for as long as they are in use. Raises ArgumentError if a
-        part is not aligned, as views into a file may be; tensors that torch allocated are.
+        part is not aligned, as views into a file may be; tensors that torch allocated are. Waits for a GPU that holds
+        a code book.
         """
         if self.packed.data_ptr() % 4 or self.scale.data_ptr() % self.scale.element_size():
             raise ArgumentError("packed, scale: expected 4-byte aligned codes and aligned scales; clone them")
         shift = self.group_size.bit_length() - 1 if self.group_size & (self.group_size - 1) == 0 else 255
         code = self.code.tolist() if self.code is not None else [0.0] * 16
+        _require_finite(code)
         return struct.pack(
             "<7Q4BI16f",
             self.packed.data_ptr(),
@@ -232,8 +245,13 @@ def _check(q: QuantizedTensor) -> None:
         raise ArgumentError(f"code: {'missing' if q.code is None else 'expected None'} for kind {q.kind}")
     if q.code is not None:
         _require(q.code, "code", (torch.float32,), 16, q.packed.device)
-        if not bool(torch.isfinite(q.code).all()):
-            raise ArgumentError("code: holds a value that is not finite")
+        if q.code.is_cpu:  # elsewhere it is looked at when a descriptor is made: looking means waiting for the GPU
+            _require_finite(q.code.tolist())
+
+
+def _require_finite(code: list[float]) -> None:
+    if not all(map(math.isfinite, code)):
+        raise ArgumentError("code: holds a value that is not finite")
 
 
 def _require(t: torch.Tensor, what: str, dtypes: tuple[torch.dtype, ...], n: int, device: torch.device) -> None:

@@ -5,5 +5,6 @@ import (
 	_ "github.com/tpde-project/tpde/core/codec/elias"
 	_ "github.com/tpde-project/tpde/core/codec/prefix"
 	_ "github.com/tpde-project/tpde/core/codec/raw"
+	_ "github.com/tpde-project/tpde/core/codec/rice"
 	_ "github.com/tpde-project/tpde/core/codec/zstd"
 )

@@ -41,7 +41,7 @@ func (w *Writer) PutLong(v uint64, n uint) {
 }
 
 // PutGamma appends the exp-Golomb code of v of order k: v + 2^k, led by as
-// many zeros as it has bits beyond k+1. v + 2^k is below 2^(k+16).
+// many zeros as it has bits beyond k+1: up to 57 bits, 2^28 for order 0.
 func (w *Writer) PutGamma(v uint64, k uint) {
 	x := v + 1<<k
 	zeros := uint(bits.Len64(x)) - 1 - k

@@ -43,12 +43,15 @@ func (r *Reader) Get(n uint) uint64 {
 	return v
 }
 
+// maxZeros is how many zeros a code may start with.
+const maxZeros = 28
+
 // Gamma reads an exp-Golomb code of order k, at most 40. What PutGamma does
-// not write, because it has more than 15 zeros, or is cut off, is not ok.
+// not write, because it has more than 28 zeros, or is cut off, is not ok.
 func (r *Reader) Gamma(k uint) (v uint64, ok bool) {
 	zeros := uint(0)
 	for r.Get(1) == 0 {
-		if zeros++; zeros > 15 || !r.OK() {
+		if zeros++; zeros > maxZeros || !r.OK() {
 			return 0, false
 		}
 	}

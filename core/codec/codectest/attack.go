@@ -101,8 +101,14 @@ func attack(t *testing.T, c codec.Codec, s sample) {
 	tries := 0
 	try := func(data []byte, deltas uint32) error {
 		tries++
-		_, err := decodeGuarded(t, dec, s.block, data, deltas)
-		return err
+		res, err := decodeGuarded(t, dec, s.block, data, deltas)
+		if err != nil {
+			return err
+		}
+		if err := checkRebuild(t, dec, s.block, res, data, deltas); err != nil {
+			t.Fatalf("%s: Decode took a chunk, but: %v", s.name, err)
+		}
+		return nil
 	}
 	for n := range data {
 		if try(data[:n], deltas) == nil {
@@ -184,6 +190,9 @@ func Fuzz(f *testing.F, c codec.Codec) {
 		first, err := decodeGuarded(t, dec, b, data, deltas)
 		if err != nil {
 			return
+		}
+		if err := checkRebuild(t, dec, b, first, data, deltas); err != nil {
+			t.Fatalf("Decode took a chunk, but: %v", err)
 		}
 		// What decodes can be encoded again, and means the same then.
 		again := sample{fmt.Sprintf("%v/%d", b.Type, words), codec.Block{Type: b.Type, Base: b.Base, Residual: first}}

@@ -78,6 +78,18 @@ func BenchmarkBlock(b *testing.B, c codec.Codec, name string, whole codec.Block)
 		}
 		b.ReportMetric(float64(len(whole.Residual))/float64(size), "ratio")
 	})
+	if r, ok := dec.(codec.Rebuilder); ok {
+		b.Run(name+"/Rebuild", func(b *testing.B) {
+			b.SetBytes(int64(len(whole.Residual)))
+			for b.Loop() {
+				for _, ch := range chunks {
+					if err := r.Rebuild(ch.block.Residual, ch.block.Base, ch.data, ch.deltas); err != nil {
+						b.Fatal(err)
+					}
+				}
+			}
+		})
+	}
 	b.Run(name+"/Decode", func(b *testing.B) {
 		b.SetBytes(int64(len(whole.Residual)))
 		for b.Loop() {

@@ -2,6 +2,7 @@ package codectest
 
 import (
 	"bytes"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
@@ -9,17 +10,23 @@ import (
 
 // RunKernel builds testdata/kernel.cc of the calling package, which compiles
 // code of kernels/ for the CPU, with more flags for the compiler, and returns
-// what it answers to the requests. Undefined behaviour and stray reads and
-// writes end it with an error.
+// what it answers to the requests. The package is anywhere in the source tree.
+// Undefined behaviour and stray reads and writes end it with an error.
 func RunKernel(t *testing.T, requests []byte, flags ...string) []byte {
 	t.Helper()
 	compiler, err := exec.LookPath("c++")
 	if err != nil {
 		t.Skip("there is no C++ compiler")
 	}
+	root := ".." // tests run in the folder of their package
+	for ; !exists(filepath.Join(root, "go.mod")); root = filepath.Join(root, "..") {
+		if len(root) > 100 {
+			t.Fatal("there is no go.mod above the package")
+		}
+	}
 	program := filepath.Join(t.TempDir(), "kernel")
 	build := exec.Command(compiler, append(flags, "-std=c++17", "-O1", "-Wall", "-Werror", "-Wno-unused-function", "-Wno-unknown-pragmas",
-		"-fsanitize=undefined,address", "-fno-sanitize-recover", "-I../../../kernels", "-o", program, "testdata/kernel.cc")...)
+		"-fsanitize=undefined,address", "-fno-sanitize-recover", "-I"+filepath.Join(root, "kernels"), "-o", program, "testdata/kernel.cc")...)
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -32,4 +39,9 @@ func RunKernel(t *testing.T, requests []byte, flags ...string) []byte {
 		t.Fatalf("%v: %s", err, stderr.String())
 	}
 	return out
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }

@@ -107,6 +107,45 @@ func checkRoundTrip(t testing.TB, c codec.Codec, enc codec.Encoder, s sample) {
 	if !bytes.Equal(got, s.block.Residual) {
 		t.Fatalf("%s: decoded residual differs", s.name)
 	}
+	if err := checkRebuild(t, dec, s.block, got, data, deltas); err != nil {
+		t.Fatalf("%s: %v", s.name, err)
+	}
+}
+
+// checkRebuild rebuilds a chunk out of place and in place, if the decoder can,
+// and compares with base plus residual, which is what Decode gave.
+func checkRebuild(t testing.TB, dec codec.Decoder, b codec.Block, res, data []byte, deltas uint32) error {
+	t.Helper()
+	r, ok := dec.(codec.Rebuilder)
+	if !ok {
+		return nil
+	}
+	want := aligned(len(b.Base))
+	residual.Apply(residual.Bit, b.Type, want, b.Base, res)
+	for _, inPlace := range []bool{false, true} {
+		n := len(b.Base)
+		buf := aligned(n + 2*canaryBytes)
+		for i := range buf {
+			buf[i] = canary
+		}
+		dst, base := buf[canaryBytes:canaryBytes+n], b.Base
+		if inPlace {
+			base = dst
+			copy(dst, b.Base)
+		}
+		if err := r.Rebuild(dst, base, data, deltas); err != nil {
+			return err
+		}
+		if !bytes.Equal(dst, want) {
+			return fmt.Errorf("rebuilt target differs (in place: %v)", inPlace)
+		}
+		for i, c := range buf {
+			if c != canary && (i < canaryBytes || i >= canaryBytes+n) {
+				return fmt.Errorf("Rebuild wrote at byte %d, outside the %d bytes of the target", i-canaryBytes, n)
+			}
+		}
+	}
+	return nil
 }
 
 func testDeterministic(t *testing.T, c codec.Codec) {

@@ -64,3 +64,27 @@ func (h Histogram[T]) Add(o Histogram[T]) Histogram[T] {
 	}
 	return sum
 }
+
+// Floor returns the histogram of the words divided by 2^d as two's complement
+// numbers and rounded down, and how many words it leaves out because that is not
+// within limit of zero.
+func (h Histogram[T]) Floor(d uint, limit T) (out Histogram[T], left int) {
+	out = Histogram[T]{make([]T, 0, len(h.values)), make([]int, 0, len(h.values))}
+	total := 0
+	for i, v := range h.values {
+		sign := -(v >> (8*word.Size[T]() - 1))
+		v = (v^sign)>>d ^ sign
+		n := h.before(i+1) - h.before(i)
+		if v+limit >= 2*limit {
+			left += n
+			continue
+		}
+		total += n
+		if last := len(out.values) - 1; last >= 0 && out.values[last] == v {
+			out.upto[last] = total
+			continue
+		}
+		out.values, out.upto = append(out.values, v), append(out.upto, total)
+	}
+	return out, left
+}

@@ -6,15 +6,17 @@ import (
 
 	"github.com/tpde-project/tpde/core/codec"
 	"github.com/tpde-project/tpde/core/codec/bitio"
+	"github.com/tpde-project/tpde/core/residual"
 	"github.com/tpde-project/tpde/core/status"
 	"github.com/tpde-project/tpde/core/word"
 )
 
 type decoder[T word.Word, P part] struct {
-	tables tables
-	first  []uint32 // by key: number of the first entry of its context
-	table  []uint32 // entries, see entry
-	pool   sync.Pool
+	tables  tables
+	first   []uint32 // by key: number of the first entry of its context
+	table   []uint32 // entries, see entry
+	rowArgs *rowArgs // nil where there is no assembly for the tables
+	pool    sync.Pool
 }
 
 type decodeState[P part] struct {
@@ -27,6 +29,7 @@ func newDecoder[T word.Word, P part](t tables) *decoder[T, P] {
 	for _, c := range t.contexts.table(&t.layout) {
 		d.first = append(d.first, uint32(c)<<t.index)
 	}
+	d.rowArgs = newRowArgs(&d.tables, d.table)
 	d.pool.New = func() any { return new(decodeState[P]) }
 	return d
 }
@@ -36,10 +39,7 @@ func (d *decoder[T, P]) Decode(b codec.Block, data []byte, deltas uint32) error 
 	if err := d.Rebuild(b.Residual, b.Base, data, deltas); err != nil {
 		return err
 	}
-	base := word.View[T](b.Base)
-	for i, v := range word.View[T](b.Residual) {
-		word.View[T](b.Residual)[i] = v - base[i]
-	}
+	residual.Compute(residual.Bit, b.Type, b.Residual, b.Base, b.Residual, nil)
 	return nil
 }
 
@@ -72,7 +72,7 @@ func (d *decoder[T, P]) block(out, base []T, data []byte, s *decodeState[P]) (re
 	if err != nil {
 		return nil, err
 	}
-	s.strings = append(append(s.strings[:0], p.strings...), make([]byte, slack)...)
+	s.strings = append(append(s.strings[:0], p.strings...), make([]byte, slack+rowSlack(len(out)))...)
 	if word.Size[T]() == word.Size[P]() {
 		if err := d.strings(word.View[P](word.Bytes(out)), word.View[P](word.Bytes(base)), s.strings, &p); err != nil {
 			return nil, err
@@ -131,7 +131,7 @@ func (d *decoder[T, P]) strings(out, base []P, strings []byte, p *parsed) error 
 	l := &d.tables.layout
 	group := l.group()
 	row := lanes * group
-	done := 0
+	done := d.rows(out, base, strings, &pos)
 	for ; done+row <= len(out); done += row {
 		for lane := 0; lane < lanes; lane += 4 {
 			from := done + lane*group

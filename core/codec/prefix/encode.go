@@ -20,14 +20,16 @@ type encoder[T word.Word, P part] struct {
 	marshaled  []byte
 	chunkWords int
 	lookup     lookup
-	pageOf     []uint32 // by key: number of the first page of its context
-	standIn    []uint32 // by that number: entry of the word in place of one that the code leaves out
+	pageOf     []uint32  // by key: number of the first page of its context
+	standIn    []uint32  // by that number: entry of the word in place of one that the code leaves out
+	findArgs   *findArgs // nil where there is no assembly for the tables
 	pool       sync.Pool
 }
 
 type encodeState[P part] struct {
 	base, res  []P      // coded parts of a block
 	room       []P      // of base and res, where they are not the words themselves
+	pairs      []uint64 // see find
 	out        []byte   // bit strings
 	exceptions []uint16 // word numbers in the block
 }
@@ -51,6 +53,7 @@ func encoderOf[T word.Word, P part](t tables, chunkWords int) *encoder[T, P] {
 		s := t.codes[i].Symbols[t.codes[i].Shortest()]
 		e.standIn[i*perContext] = uint32(s.Bits)<<s.Raw<<8 | uint32(s.Length) + uint32(s.Raw)
 	}
+	e.findArgs = newFindArgs(&e.tables, &e.lookup)
 	e.pool.New = func() any { return new(encodeState[P]) }
 	return e
 }
@@ -116,8 +119,11 @@ func (e *encoder[T, P]) cut(dst []byte, base, res []T, s *encodeState[P]) []byte
 	}
 	start := len(dst)
 	for plane := range uint(l.planes()) {
+		at := len(dst)
+		dst = append(dst, make([]byte, 2*len(res))...)
+		p := dst[at:]
 		for i, v := range res {
-			dst = binary.LittleEndian.AppendUint16(dst, uint16((base[i]+v)>>(16*plane)))
+			binary.LittleEndian.PutUint16(p[2*i:], uint16((base[i]+v)>>(16*plane)))
 		}
 		dst = pad(dst, start, l.align())
 	}
@@ -143,43 +149,76 @@ func (e *encoder[T, P]) strings(s *encodeState[P], lengths *[lanes]uint32) []byt
 	if need := len(s.res)*maxTotal/8 + 16; len(s.out) < need {
 		s.out = make([]byte, need)
 	}
-	l := &e.tables.layout
-	group := l.group()
-	mask, shift := P(1<<l.keyBits-1), e.tables.contexts.shift&15
-	pageOf, pages, leaf := e.pageOf, e.lookup.pages, e.lookup.leaf
+	e.find(s)
+	group := e.tables.layout.group() / 2 // pairs
 	out, at := s.out, 0
-	var acc uint64
-	var n uint
+	var acc uint64 // the low n bits are not in out yet
+	var n uint     // below 8 between pairs
 	end := uint32(0)
 	for lane := range lanes {
-		for off := lane * group; off < len(s.res); off += lanes * group {
-			r := s.res[off:min(off+group, len(s.res))]
-			b := s.base[off:]
-			b = b[:len(r)]
-			for j, v := range r {
-				page := pageOf[b[j]&mask>>shift]
-				x := leaf[pages[page+uint32(v)>>8]+uint32(v)&255]
-				if x&leftOut != 0 {
-					s.exceptions = append(s.exceptions, uint16(off+j))
-					x = e.standIn[page] - uint32(v)<<8
-				}
-				x += uint32(v) << 8
-				n += uint(x & 31)
-				acc = acc<<(x&31) | uint64(x>>8)
-				if n >= 32 {
-					n -= 32
-					binary.BigEndian.PutUint32(out[at:], uint32(acc>>(n&31)))
-					at += 4
-				}
+		for off := lane * group; off < len(s.pairs); off += lanes * group {
+			for _, x := range s.pairs[off:min(off+group, len(s.pairs))] {
+				acc = acc<<(x&63) | x>>8
+				n += uint(x & 63)
+				binary.BigEndian.PutUint64(out[at:], acc<<(-n&63))
+				at += int(n >> 3)
+				n &= 7
 			}
 		}
 		pos := uint32(8*at) + uint32(n)
 		lengths[lane], end = pos-end, pos
 	}
-	binary.BigEndian.PutUint32(out[at:], uint32(acc<<(32-n)))
-	slices.Sort(s.exceptions) // lanes find them in their own order
+	slices.Sort(s.exceptions)
 	s.exceptions = slices.Compact(s.exceptions)
 	return out[:at+int(n+7)/8]
+}
+
+// find fills s.pairs with what stands in the bit strings for each two words:
+// their bits from bit 8 on, and the number of these in bits 0-5.
+func (e *encoder[T, P]) find(s *encodeState[P]) {
+	n := (len(s.res) + 1) / 2
+	if cap(s.pairs) < n {
+		s.pairs = make([]uint64, n)
+	}
+	s.pairs = s.pairs[:n]
+	for at := 0; at < len(s.res); {
+		// Assembly stops at words that the codes leave out.
+		at += e.findFast(s, at)
+		to := len(s.res)
+		if e.findArgs != nil {
+			to = min(at+findStep, to)
+		}
+		e.findSome(s, at, to)
+		at = to
+	}
+}
+
+// findSome does the words from an even word number on up to another one.
+func (e *encoder[T, P]) findSome(s *encodeState[P], from, to int) {
+	l := &e.tables.layout
+	mask, shift := P(1<<l.keyBits-1), e.tables.contexts.shift&15
+	pageOf, pages, leaf := e.pageOf, e.lookup.pages, e.lookup.leaf
+	var first uint32 // of a pair
+	r := s.res[from:to]
+	b := s.base[from:to][:len(r)]
+	pairs := s.pairs[from/2:]
+	for j, v := range r {
+		page := pageOf[b[j]&mask>>shift]
+		x := leaf[pages[page+uint32(v)>>8]+uint32(v)&255]
+		if x&leftOut != 0 {
+			s.exceptions = append(s.exceptions, uint16(from+j))
+			x = e.standIn[page] - uint32(v)<<8
+		}
+		x += uint32(v) << 8
+		if j&1 == 0 {
+			first = x
+			continue
+		}
+		pairs[j/2] = (uint64(first>>8)<<(x&31)|uint64(x>>8))<<8 | uint64(first&31+x&31)
+	}
+	if len(r)&1 != 0 {
+		pairs[len(r)/2] = uint64(first>>8)<<8 | uint64(first&31)
+	}
 }
 
 // appendHead writes the head of a block: see FORMAT.md.

@@ -2,6 +2,7 @@ package prefix
 
 import (
 	"slices"
+	"sync"
 
 	"github.com/tpde-project/tpde/core/codec"
 	"github.com/tpde-project/tpde/core/codec/interval"
@@ -13,9 +14,10 @@ const (
 	codeBits   = 8  // of the longest code
 	totalBits  = 16 // of a code with its plain bits: two words to a refill of 32 bits on a GPU
 	escapeBits = 36 // that an exception costs, with what stands in for it
-	// fineBits is how many bits of the mantissa tell contexts apart, before
-	// neighbours that are served as well by one code are joined.
-	fineBits = 2
+	// fineWords is how many samples make it worth while to tell contexts apart
+	// by two bits of the mantissa rather than one. Neighbours that are served as
+	// well by one code are joined afterwards.
+	fineWords = 128 << 10
 	// minSamples is how many samples a context needs of its own.
 	minSamples = 384
 )
@@ -26,7 +28,11 @@ func planTables[T word.Word, P part](dt dtype.Type, samples []codec.Block, level
 	l := &t.layout
 	t.contexts.shift = l.keyBits
 	if l.keyBits > 0 {
-		t.contexts.shift = max(l.exponent, fineBits) - fineBits
+		fine := uint(1)
+		if total(samples) >= fineWords {
+			fine = 2
+		}
+		t.contexts.shift = max(l.exponent, fine) - fine
 		for l.keyBits-t.contexts.shift > maxKeyBits {
 			t.contexts.shift++
 		}
@@ -47,6 +53,14 @@ func planTables[T word.Word, P part](dt dtype.Type, samples []codec.Block, level
 	return t, chunkWords(cost/interval.CostUnit+int(l.codeShift)*words, words, level)
 }
 
+// total returns the number of words of all samples.
+func total(samples []codec.Block) (words int) {
+	for _, s := range samples {
+		words += s.Words()
+	}
+	return words
+}
+
 // run is a run of keys that share a context.
 type run[P part] struct {
 	start uint16 // first key
@@ -54,75 +68,90 @@ type run[P part] struct {
 	cost  int
 }
 
-// gather sorts the residuals of the samples by key and value, and cuts them
-// into runs of keys that have enough of them.
+// rooms are what gather works in: planning is much of the work of a small
+// tensor, and garbage would be much of planning.
+var rooms = sync.Pool{New: func() any { return new([]uint16) }}
+
+// gather sorts the residuals of the samples by key, cuts them into runs of keys
+// that have enough of them, and counts those of each run.
 func gather[T word.Word, P part](t *tables, samples []codec.Block) []run[P] {
 	l := &t.layout
-	total := 0
-	for _, s := range samples {
-		total += s.Words()
+	total := total(samples)
+	if total == 0 {
+		return make([]run[P], 1)
 	}
-	pairs := make([]uint32, 0, 2*total) // key above residual; the other half is for sorting
-	mask := T(1)<<l.keyBits - 1
+	room := rooms.Get().(*[]uint16)
+	defer rooms.Put(room)
+	if cap(*room) < 4*total {
+		*room = make([]uint16, 4*total)
+	}
+	part := func(i int) []P { return word.View[P](word.Bytes((*room)[i*total : (i+1)*total]))[:total] }
+	keys, words, sorted, spare := (*room)[:total], part(1), part(2), part(3)
+	at := 0
+	starts := make([]int, t.contexts.keys(l)+1) // of each key's words in sorted
+	mask, shift, down := T(1)<<l.keyBits-1, t.contexts.shift, l.codeShift
 	for _, s := range samples {
 		base, res := word.View[T](s.Base), word.View[T](s.Residual)
 		for i, v := range res {
-			b := base[i] >> l.codeShift
-			r := P((base[i]+v)>>l.codeShift) - P(b)
+			b := base[i] >> down
+			r := P((base[i]+v)>>down) - P(b)
 			if l.signed {
 				r = P(v)
 			}
-			pairs = append(pairs, uint32(b&mask>>t.contexts.shift)<<16|uint32(r))
+			key := uint16(b & mask >> shift)
+			keys[at], words[at] = key, r
+			at++
+			starts[key+1]++
 		}
 	}
-	pairs = radixSort(pairs, pairs[total:2*total])
-
-	words := make([]P, total)
-	for i, x := range pairs {
-		words[i] = P(x)
+	for i := range starts[1:] {
+		starts[i+1] += starts[i]
+	}
+	next := slices.Clone(starts)
+	for i, key := range keys {
+		sorted[next[key]] = words[i]
+		next[key]++
 	}
 	var runs []run[P]
-	first, start := 0, uint16(0)
-	for i := range pairs {
-		last := i+1 == len(pairs)
-		if !last && (pairs[i]>>16 == pairs[i+1]>>16 || i+1-first < minSamples || len(pairs)-i-1 < minSamples) {
-			continue
+	first, start := 0, 0
+	for key := range len(starts) - 1 {
+		// The keys between two that occur go with the upper one.
+		if end := starts[key+1]; end == total || end-first >= minSamples && end > starts[key] && total-end >= minSamples {
+			words := sortWords(sorted[first:end], spare[first:end])
+			runs = append(runs, run[P]{start: uint16(start), words: interval.HistogramOf(words)})
+			if first, start = end, key+1; end == total {
+				break
+			}
 		}
-		key := uint16(pairs[i] >> 16)
-		if uint16(pairs[first]>>16) != key {
-			slices.Sort(words[first : i+1]) // they are in order within each key only
-		}
-		runs = append(runs, run[P]{start: start, words: interval.HistogramOf(words[first : i+1])})
-		first, start = i+1, key+1 // keys between two that occur go with the upper one
-	}
-	if runs == nil {
-		runs = make([]run[P], 1)
 	}
 	return runs
 }
 
-// radixSort sorts values below 2^28 in ascending order, using spare of the same
-// length, and returns where they are then.
-func radixSort(values, spare []uint32) []uint32 {
-	const digit = 10
-	for shift := uint(0); shift < 28; shift += digit {
-		var starts [1 << digit]int
-		for _, v := range values {
-			starts[v>>shift&(1<<digit-1)]++
+// sortWords sorts words in ascending order, using spare of the same length, and
+// returns where they are then.
+func sortWords[P part](words, spare []P) []P {
+	if len(words) < 256 {
+		slices.Sort(words)
+		return words
+	}
+	for shift := uint(0); shift < uint(8*word.Size[P]()); shift += 8 {
+		var starts [256]int
+		for _, v := range words {
+			starts[v>>shift&255]++
 		}
 		sum := 0
 		for i, n := range starts {
 			starts[i] = sum
 			sum += n
 		}
-		for _, v := range values {
-			d := v >> shift & (1<<digit - 1)
+		for _, v := range words {
+			d := v >> shift & 255
 			spare[starts[d]] = v
 			starts[d]++
 		}
-		values, spare = spare, values
+		words, spare = spare, words
 	}
-	return values
+	return words
 }
 
 // merge joins neighbours that one code serves nearly as well as two, the

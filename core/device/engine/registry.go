@@ -53,6 +53,7 @@ var (
 		"-DWORD=u8", "-DWORD=u16", "-DWORD=u32", "-DWORD=u64",
 		"-DWORD=u16 -DADD=F16", "-DWORD=u16 -DADD=BF16", "-DWORD=u32 -DADD=F32", "-DWORD=u64 -DADD=F64",
 		"-DWORD=u16 -DQUANT=quant::kF16", "-DWORD=u16 -DQUANT=quant::kBF16", "-DWORD=u32 -DQUANT=quant::kF32",
+		"-DWORD=u8 -DADD=F8E4M3", "-DWORD=u8 -DADD=F8E5M2", "-DWORD=u8 -DADD=F8E4M3FNUZ", "-DWORD=u8 -DADD=F8E5M2FNUZ",
 	}
 	scatterVariants = []string{"-DDTYPE=F16", "-DDTYPE=BF16", "-DDTYPE=F32", "-DDTYPE=F64"}
 )
@@ -103,7 +104,10 @@ func decodeVariant(t dtype.Type, kind residual.Kind) (int, error) {
 	if i, ok := arithmetic[t]; ok {
 		return 4 + i, nil
 	}
-	return 0, status.Errorf(status.ErrUnsupported, "the add residual of %v is not rebuilt on a GPU, expected one of F16, BF16, F32, F64, C64: rebuild it on the CPU", t)
+	if i, ok := smallArithmetic[t]; ok {
+		return 11 + i, nil
+	}
+	return 0, status.Errorf(status.ErrUnsupported, "the add residual of %v is not rebuilt on a GPU, expected one of F16, BF16, F32, F64, C64 and the 8-bit floats: rebuild it on the CPU", t)
 }
 
 // quantisedVariant returns the index in decodeVariants for a quantised base; ok
@@ -113,8 +117,12 @@ func quantisedVariant(t dtype.Type, kind residual.Kind) (i int, ok bool) {
 	return i, ok && kind == residual.Bit
 }
 
-// arithmetic numbers the dtypes that GPUs add. Words of C64 are floats.
+// arithmetic numbers the dtypes that GPUs add, here and in scatterVariants.
+// Words of C64 are floats.
 var arithmetic = map[dtype.Type]int{dtype.F16: 0, dtype.BF16: 1, dtype.F32: 2, dtype.C64: 2, dtype.F64: 3}
+
+// smallArithmetic numbers those that scatter-add leaves out.
+var smallArithmetic = map[dtype.Type]int{dtype.F8E4M3: 0, dtype.F8E5M2: 1, dtype.F8E4M3FNUZ: 2, dtype.F8E5M2FNUZ: 3}
 
 // shape is how the work of a kernel is cut: the threads of a thread block, and
 // its share of the work in chunks, elements or deltas, divided by the word

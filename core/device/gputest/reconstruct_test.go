@@ -36,7 +36,8 @@ func samples(t testing.TB) []*sample {
 			add(options{id: id, dt: dt, words: 9001 &^ 1, chunkWords: 1001, base: true, density: 1})
 			add(options{id: id, dt: dt, words: 9000, chunkWords: 3000, base: true, density: 0})
 		}
-		for _, dt := range []dtype.Type{dtype.F16, dtype.BF16, dtype.F32, dtype.F64, dtype.C64} {
+		small := []dtype.Type{dtype.F8E4M3, dtype.F8E5M2, dtype.F8E4M3FNUZ, dtype.F8E5M2FNUZ}
+		for _, dt := range append(small, dtype.F16, dtype.BF16, dtype.F32, dtype.F64, dtype.C64) {
 			for _, words := range []int{2, 1000, 70_000} {
 				add(options{id: id, dt: dt, kind: residual.Add, words: words, chunkWords: 4096, base: true, density: 0.2})
 			}

@@ -1,0 +1,212 @@
+package rice
+
+import (
+	"sync"
+
+	"github.com/tpde-project/tpde/core/codec"
+	"github.com/tpde-project/tpde/core/codec/bitio"
+	"github.com/tpde-project/tpde/core/codec/interval"
+	"github.com/tpde-project/tpde/core/word"
+)
+
+type encoder[T word.Word] struct {
+	tables     *tables
+	marshaled  []byte
+	chunkWords int
+	class      *classifier
+	finders    []*finder[T] // by context; nil where there are no values
+	pool       sync.Pool    // *encodeState
+}
+
+// encodeState is the working memory of one chunk.
+type encodeState struct {
+	w          bitio.Writer
+	buf        []byte
+	found      [scanWords]found
+	passed     [classes]uint32
+	lists      [classes]list
+	exceptions []uint32
+}
+
+// list is the events of a class.
+type list struct {
+	next     uint32 // rank of the word behind the last event
+	distance []uint32
+	value    []uint8 // number of the symbol, or 1 for a change of -1
+	at       []uint32
+}
+
+func newEncoder[T word.Word](t *tables, chunkWords int) *encoder[T] {
+	e := &encoder[T]{tables: t, marshaled: t.marshal(), chunkWords: chunkWords, class: newClassifier(t), finders: newFinders[T](t)}
+	e.pool.New = func() any { return new(encodeState) }
+	return e
+}
+
+// newFinders makes a finder for each context that has values.
+func newFinders[T word.Word](t *tables) []*finder[T] {
+	byCode := make([]*finder[T], len(t.codes))
+	for i := range t.codes {
+		byCode[i] = newFinder[T](&t.codes[i].Code)
+	}
+	out := make([]*finder[T], len(t.contexts))
+	for i, c := range t.contexts {
+		if t.hasValues(c.class) {
+			out[i] = byCode[c.code]
+		}
+	}
+	return out
+}
+
+func (e *encoder[T]) Tables() []byte  { return e.marshaled }
+func (e *encoder[T]) ChunkWords() int { return e.chunkWords }
+
+func (e *encoder[T]) Encode(dst []byte, b codec.Block) ([]byte, uint32, error) {
+	s := e.pool.Get().(*encodeState)
+	defer e.pool.Put(s)
+	base, res := word.View[T](b.Base), word.View[T](b.Residual)
+	deltas := e.collect(base, res, s)
+
+	var h head
+	for c := range s.lists {
+		h.events[c] = len(s.lists[c].at)
+	}
+	h.exceptions = len(s.exceptions)
+	e.measure(base, s, &h)
+
+	s.w.Reset(s.buf)
+	h.write(&s.w, e.tables)
+	e.writeDistances(s)
+	e.writeValues(base, res, s)
+	s.buf = s.w.Finish(codec.Align)
+	dst = append(dst, s.buf...)
+	return appendExceptions(dst, res, s.exceptions), deltas, nil
+}
+
+// collect finds the events and exceptions of a chunk, and returns the number of
+// changed words.
+func (e *encoder[T]) collect(base, res []T, s *encodeState) (deltas uint32) {
+	for c := range s.lists {
+		l := &s.lists[c]
+		*l = list{distance: l.distance[:0], value: l.value[:0], at: l.at[:0]}
+	}
+	s.exceptions = s.exceptions[:0]
+	s.passed = [classes]uint32{}
+	for first := 0; first < len(res); first += scanWords {
+		end := min(first+scanWords, len(res))
+		n := scan(e.class, base[first:end], res[first:end], uint32(first), &s.passed, s.found[:])
+		for _, f := range s.found[:n] {
+			v := res[f.at]
+			if v != 0 {
+				deltas++
+			}
+			e.add(s, f, base[f.at], v)
+		}
+	}
+	return deltas
+}
+
+// add makes a word an event, an exception, or in the dense class both.
+func (e *encoder[T]) add(s *encodeState, f found, w, v T) {
+	k := key(e.class, w)
+	c := classOf(e.class.steps[k])
+	value := 0
+	if find := e.finders[e.class.context[k]]; find != nil {
+		value = find.find(v)
+		if value < 0 && c == dense {
+			value = find.code.Shortest()
+			s.exceptions = append(s.exceptions, f.at)
+		}
+	} else if v == ^T(0) {
+		value = 1
+	} else if v != 1 {
+		value = -1
+	}
+	if value < 0 {
+		s.exceptions = append(s.exceptions, f.at)
+		return
+	}
+	l := &s.lists[c]
+	l.distance = append(l.distance, f.rank-l.next)
+	l.next = f.rank + 1
+	l.value = append(l.value, uint8(value))
+	l.at = append(l.at, f.at)
+}
+
+// writeDistances writes the low bits and signs of all gap classes, and then the
+// quotients.
+func (e *encoder[T]) writeDistances(s *encodeState) {
+	for c, g := range e.tables.gaps {
+		low := uint(g.low)
+		for _, d := range s.lists[c].distance {
+			s.w.Put(uint64(d)&(1<<low-1), low)
+		}
+	}
+	for c, g := range e.tables.gaps {
+		if !g.coded {
+			for _, v := range s.lists[c].value {
+				s.w.Put(uint64(v), 1)
+			}
+		}
+	}
+	for c, g := range e.tables.gaps {
+		for _, d := range s.lists[c].distance {
+			q := d >> g.low
+			for ; q >= 32; q -= 32 {
+				s.w.Put(0, 32)
+			}
+			s.w.Put(1, uint(q+1))
+		}
+	}
+}
+
+// symbol returns the symbol of an event.
+func (e *encoder[T]) symbol(base []T, l *list, i int) *interval.Symbol {
+	return &e.finders[e.class.context[key(e.class, base[l.at[i]])]].code.Symbols[l.value[i]]
+}
+
+// measure fills in the lengths of the lanes.
+func (e *encoder[T]) measure(base []T, s *encodeState, h *head) {
+	total := h.values(e.tables)
+	lanes := lanesOf(total)
+	if lanes == 1 {
+		return
+	}
+	lane, read := 0, 0
+	for c := range s.lists {
+		l := &s.lists[c]
+		if c >= len(e.tables.gaps) && c != dense || !e.tables.hasValues(uint8(c)) {
+			continue
+		}
+		for i := range l.at {
+			if read == laneStart(lane+1, lanes, total) {
+				lane++
+			}
+			x := e.symbol(base, l, i)
+			h.lanes[lane] += int(x.Length + x.Raw)
+			read++
+		}
+	}
+}
+
+// writeValues writes the codes of the events that have one.
+func (e *encoder[T]) writeValues(base, res []T, s *encodeState) {
+	for c := range s.lists {
+		l := &s.lists[c]
+		if c >= len(e.tables.gaps) && c != dense || !e.tables.hasValues(uint8(c)) {
+			continue
+		}
+		for i := range l.at {
+			x := e.symbol(base, l, i)
+			plain := uint64(res[l.at[i]]) - x.Base
+			if plain >= 1<<x.Raw {
+				plain = 0 // an exception
+			}
+			if n := uint(x.Length + x.Raw); n <= 57 {
+				s.w.Put(uint64(x.Bits)<<x.Raw|plain, n)
+			} else {
+				s.w.Put(uint64(x.Bits), uint(x.Length))
+				s.w.PutLong(plain, uint(x.Raw))
+			}
+		}
+	}
+}

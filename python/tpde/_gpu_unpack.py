@@ -1,0 +1,372 @@
+"""Whole checkpoints, rebuilt on a CUDA device: what `tpde.unpack(..., device="cuda")` does.
+
+The core says what tensors are made of and copies that into pinned memory, hashing bases on the way (`Parts`); the
+order of things is that of `_gpu_schedule`; `Device` here carries it out with torch's streams. Nothing is rebuilt on the
+CPU: what the GPU cannot do is an error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from tpde import _core, _cuda, _dtypes, _jobs, _memory
+from tpde._gpu_schedule import Job, Layer, Move, Schedule, Span, Step, buffer_bytes_for, window_bytes_for
+from tpde._status import EXCEPTIONS, TpdeError, UnsupportedError
+
+WINDOW_BYTES = 64 << 20
+"""Of pinned memory, twice."""
+_BUFFER_BYTES = 64 << 20  # for blobs on the device, twice, or what the largest blob takes
+_BATCH_BYTES = 256 << 20  # of tensors to a launch: more would not make kernels faster
+_GROUP_BYTES = 1 << 30  # of tensors that are on the device at once on their way to a file
+_IMAGE_ALIGN = 512
+_ZSTD = 2
+
+
+@dataclass(frozen=True)
+class PackedLayer:
+    """One delta of a tensor."""
+
+    delta: str
+    index: int
+    index_bytes: int
+    blob: int
+    blob_bytes: int
+
+
+class Row(NamedTuple):
+    """One tensor of the target: what tpde_parts_list says of it."""
+
+    name: str
+    dtype: torch.dtype
+    shape: list[int]
+    bytes: int
+    same_as: str | None
+    base: int | None
+    layers: list[PackedLayer]
+
+    @classmethod
+    def of(cls, raw: dict[str, Any]) -> Row:
+        dtype = _dtypes.torch_of_name(raw["dtype"])
+        layers = [
+            PackedLayer(delta, index["part"], index["bytes"], blob["part"], blob["bytes"])
+            for delta, index, blob in ((one["delta"], one["index"], one["blob"]) for one in raw["layers"])
+        ]
+        shape = _dtypes.torch_shape(_dtypes.number_of(dtype), raw["shape"])
+        base = None if raw["base"] is None else raw["base"]["part"]
+        return cls(raw["name"], dtype, shape, raw["bytes"], raw.get("same_as"), base, layers)
+
+    def job(self) -> Job:
+        return Job(self.bytes, self.base, [Layer(layer.blob, layer.blob_bytes) for layer in self.layers])
+
+
+class Parts:
+    """What a target is made of, as the core gives it out."""
+
+    def __init__(self, handle: int, workers: int) -> None:
+        self.handle = handle
+        self._workers = workers
+        self.rows = [Row.of(raw) for raw in json.loads(_core.core().parts_list(handle))["tensors"]]
+
+    def gather(self, room: torch.Tensor, spans: Sequence[tuple[int, int, int, int]]) -> None:
+        """Copies spans to room, a 1-D uint8 tensor in host memory. Raises BaseMismatchError for a wrong base."""
+        _core.core().parts_gather(*_memory.pointer(room), self.handle, spans, self._workers)
+
+
+@contextmanager
+def _opened(source: int, deltas: list[str], workers: int) -> Iterator[Parts]:
+    """Gives what deltas make of a source."""
+    binding = _core.core()
+    sources: list[int] = []
+    parts: list[int] = []
+    try:
+        target = _jobs.hold(sources, binding.source_apply, source, deltas)
+        yield Parts(_jobs.hold(parts, binding.parts_open, target), workers)
+    finally:
+        for handle in parts:
+            binding.parts_free(handle)
+        for handle in sources:
+            binding.source_free(handle)
+
+
+# ---- torch's side of a schedule ---------------------------------------------------
+
+
+class Streams:
+    """A stream for copies beside the current one, and how the two wait for each other."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._compute = torch.cuda.current_stream(device)
+        self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._copies.wait_stream(self._compute)  # what was allocated may still be in use there
+        self._copied = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
+        self._launched = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
+
+    def copying(self) -> AbstractContextManager[Any]:
+        """A context in which copies are queued."""
+        return torch.cuda.stream(self._copies)
+
+    def window_copied(self, window: int) -> None:
+        """Marks the end of what was queued on the stream of copies."""
+        self._copied[window].record(self._copies)
+
+    def wait_window(self, window: int) -> None:
+        """Makes the host wait for the last mark of window."""
+        self._copied[window].synchronize()
+
+    def before_launch(self) -> None:
+        """Makes what is launched from now on wait for all copies so far."""
+        self._compute.wait_stream(self._copies)
+
+    def launched(self, buffer: int) -> None:
+        """Marks the end of what was launched."""
+        self._launched[buffer].record(self._compute)
+
+    def reuse(self, buffer: int) -> None:
+        """Makes copies wait for the last mark of buffer."""
+        self._copies.wait_event(self._launched[buffer])
+
+    def finish(self) -> None:
+        """Makes the host wait for both streams."""
+        self._copies.synchronize()
+        self._compute.synchronize()
+
+
+def pinned(n: int) -> torch.Tensor:
+    """Returns n bytes of page-locked host memory."""
+    return torch.empty(n, dtype=torch.uint8, device="cpu", pin_memory=True)
+
+
+class Device:
+    """Carries out a schedule for some rows: the `Backend` of `_gpu_schedule`. All tensors are `tensors` at the end."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        rows: Sequence[Row],
+        device: torch.device,
+        done: Callable[[int], None],
+        handles: list[int],
+    ) -> None:
+        """handles: gets what prepare of the core returns; the caller frees them, whatever happens."""
+        self.jobs = [row.job() for row in rows]
+        self.window_bytes = window_bytes_for(self.jobs, WINDOW_BYTES)
+        self.buffer_bytes = buffer_bytes_for(self.jobs, _BUFFER_BYTES)
+        self.done = done
+        self._parts, self._rows, self._device, self._handles = parts, rows, device, handles
+        self._prepared = [[self._prepare(row, layer) for layer in row.layers] for row in rows]
+        self._place()
+        self.tensors = [torch.empty(row.shape, dtype=row.dtype, device=device) for row in rows]
+        self._octets = [_memory.octets(tensor) for tensor in self.tensors]
+        self._windows = pinned(2 * self.window_bytes).view(2, self.window_bytes)
+        self._buffers = torch.empty(2, self.buffer_bytes, dtype=torch.uint8, device=device)
+        self._images = self._upload_images()
+        # For each layer its chunks as verification found them, then as the rebuild did.
+        self._status = torch.zeros(2 * self._chunks, dtype=torch.int32, device=device)
+        self._streams = Streams(device)
+
+    def _prepare(self, row: Row, layer: PackedLayer) -> _Prepared:
+        binding = _core.gpu_core()
+        index = torch.empty(layer.index_bytes, dtype=torch.uint8, device="cpu")
+        self._parts.gather(index, [(layer.index, 0, layer.index_bytes, 0)])
+        info = binding.index_read(*_memory.pointer(index))
+        try:
+            handle = _jobs.hold(self._handles, binding.prepare, *_memory.pointer(index))
+        except UnsupportedError as error:
+            raise UnsupportedError(f'tensor "{row.name}": {error}') from None
+        zstd = info["codec"] == _ZSTD
+        return _Prepared(handle, info["chunks"], zstd, binding.prepared_image_bytes(handle))
+
+    def _place(self) -> None:
+        """Gives every layer its place among the images and the status words."""
+        self._image_bytes = self._chunks = 0
+        for prepared in self._all_prepared():
+            prepared.image_at, prepared.status_at = self._image_bytes, 2 * self._chunks
+            self._image_bytes += -(-prepared.image_bytes // _IMAGE_ALIGN) * _IMAGE_ALIGN
+            self._chunks += prepared.chunks
+
+    def _all_prepared(self) -> Iterator[_Prepared]:
+        for layers in self._prepared:
+            yield from layers
+
+    def _upload_images(self) -> torch.Tensor:
+        images = pinned(self._image_bytes)
+        for prepared in self._all_prepared():
+            room = images[prepared.image_at :][: prepared.image_bytes]
+            _core.gpu_core().prepared_image(*_memory.pointer(room), prepared.handle)
+        return images.to(self._device, non_blocking=True)
+
+    def wait_window(self, window: int) -> None:
+        self._streams.wait_window(window)
+
+    def fill(self, window: int, spans: list[Span]) -> None:
+        self._parts.gather(self._windows[window], spans)
+
+    def copy(self, window: int, buffer: int, moves: list[Move]) -> None:
+        source = self._windows[window]
+        with self._streams.copying():
+            for at, size, job, to in moves:
+                room = self._buffers[buffer] if job is None else self._octets[job]
+                room[to : to + size].copy_(source[at : at + size], non_blocking=True)
+        self._streams.window_copied(window)
+
+    def reuse(self, buffer: int) -> None:
+        self._streams.reuse(buffer)
+
+    def launch(self, buffer: int, steps: list[Step]) -> None:
+        binding = _core.gpu_core()
+        self._streams.before_launch()
+        rebuilds, checks = [], []
+        for step in steps:
+            prepared = self._prepared[step.job][step.layer]
+            if not prepared.chunks:  # an empty tensor
+                continue
+            out = self.tensors[step.job].data_ptr()
+            base = out if self.jobs[step.job].base is not None or step.layer else 0
+            blob = self._buffers[buffer].data_ptr() + step.at
+            image = self._images.data_ptr() + prepared.image_at
+            status = self._status.data_ptr() + 4 * prepared.status_at
+            if not prepared.zstd:  # zstd is verified before nvCOMP sees it, in any case
+                checks.append((prepared.handle, base, out, blob, image, status, 0))
+            rebuilds.append((prepared.handle, base, out, blob, image, status + 4 * prepared.chunks, 0))
+        stream = _cuda.stream(self._device.index)
+        if checks:
+            binding.gpu_verify(checks, stream)
+        scratch = torch.empty(0, dtype=torch.uint8, device=self._device)
+        if len(checks) < len(rebuilds):
+            scratch = torch.empty(binding.gpu_scratch_bytes(rebuilds), dtype=torch.uint8, device=self._device)
+        if rebuilds:
+            binding.gpu_reconstruct(rebuilds, scratch.data_ptr(), scratch.numel(), stream)
+        self._streams.launched(buffer)
+
+    def raise_failures(self) -> None:
+        """Waits for everything and raises the first failure that the GPU found."""
+        self._streams.finish()
+        bad = self._status.cpu().nonzero().view(-1).tolist()
+        if not bad:
+            return
+        status = self._status.cpu()
+        failures = []
+        for row, layers in zip(self._rows, self._prepared, strict=True):
+            for layer, prepared in zip(row.layers, layers, strict=True):
+                words = status[prepared.status_at :][: 2 * prepared.chunks]
+                numbers = words.nonzero().view(-1).tolist()
+                if numbers:
+                    failures.append(_failure(row, layer, prepared, numbers, int(words[numbers[0]])))
+        more = f"; {len(failures) - 1} more tensors failed: {failures[1]}" if len(failures) > 1 else ""
+        raise type(failures[0])(f"{failures[0]}{more}")
+
+    def close(self) -> None:
+        """Waits for the device, so that memory can be given back."""
+        self._streams.finish()
+
+
+class _Prepared:
+    """A layer, ready for kernels."""
+
+    def __init__(self, handle: int, chunks: int, zstd: bool, image_bytes: int) -> None:
+        self.handle, self.chunks, self.zstd, self.image_bytes = handle, chunks, zstd, image_bytes
+        self.image_at = self.status_at = 0
+
+
+def _failure(row: Row, layer: PackedLayer, prepared: _Prepared, numbers: list[int], status: int) -> TpdeError:
+    chunks = {number % prepared.chunks for number in numbers}
+    what = "its data does not have the checksum of the index" if status == 21 else "its data violates the format"
+    more = f" (and {len(chunks) - 1} of its {prepared.chunks} chunks more)" if len(chunks) > 1 else ""
+    exception = EXCEPTIONS.get(status, EXCEPTIONS[20])
+    return exception(f'{layer.delta}: tensor "{row.name}": chunk {numbers[0] % prepared.chunks}: {what}{more}')
+
+
+def _rebuild(
+    parts: Parts, rows: Sequence[Row], device: torch.device, done: Callable[[int], None]
+) -> list[torch.Tensor]:
+    """Returns the tensors of rows on device, complete for every stream."""
+    handles: list[int] = []
+    try:
+        made = Device(parts, rows, device, done, handles)
+        try:
+            Schedule(made, made.window_bytes, made.buffer_bytes, _BATCH_BYTES).run(made.jobs)
+            made.raise_failures()
+            return made.tensors
+        finally:
+            made.close()
+    finally:
+        for handle in handles:
+            _core.gpu_core().prepared_free(handle)
+
+
+# ---- what unpack calls -------------------------------------------------------------
+
+
+def to_tensors(
+    source: int, deltas: list[str], device: torch.device, workers: int, progress: bool | None
+) -> dict[str, torch.Tensor]:
+    """Returns the checkpoint that deltas make of a source as tensors on device."""
+    with _opened(source, deltas, workers) as parts, torch.cuda.device(device):
+        own = [row for row in parts.rows if row.same_as is None]
+        total = sum(row.bytes for row in own)
+        ready = 0
+        with _jobs.bar("unpack", progress) as move:
+
+            def done(size: int) -> None:
+                nonlocal ready
+                ready += size
+                move(ready, total)
+
+            made = dict(zip((row.name for row in own), _rebuild(parts, own, device, done), strict=True))
+        tensors = {}
+        for row in parts.rows:
+            tensor = made[row.same_as or row.name]
+            if row.same_as is not None:  # as a file has it: twice
+                tensor = _memory.octets(tensor.clone()).view(row.dtype).reshape(row.shape)
+            tensors[row.name] = tensor
+        torch.cuda.current_stream(device).synchronize()  # complete for every stream, copies included
+        return tensors
+
+
+def to_files(
+    source: int, deltas: list[str], out: str, options: dict[str, Any], device: torch.device, progress: bool | None
+) -> dict[str, Any]:
+    """Writes the checkpoint that deltas make of a source to out, and returns the core's report.
+
+    The core writes the files, proves them with SHA-256 and takes whatever no delta rebuilds from where it is stored;
+    what deltas rebuild comes from the device, group by group.
+    """
+
+    def feed(job: int, tick: Callable[[], None]) -> None:
+        for group in _groups(parts.rows):
+            tick()  # raises if the job has failed
+            for row, tensor in zip(group, _rebuild(parts, group, device, lambda _: tick()), strict=True):
+                host = tensor.cpu()
+                _core.core().job_supply(job, row.name, *_memory.pointer(host))
+                tick()
+
+    with _opened(source, deltas, options["workers"]) as parts, torch.cuda.device(device):
+        arguments = (source, deltas, out, json.dumps(options))
+        return _jobs.run(_core.core().unpack_supplied_start, arguments, "unpack", progress, feed)
+
+
+def _groups(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """Gives rows that deltas rebuild, in file order, as many at a time as may be on the device at once."""
+    by_name = {row.name: row for row in rows}
+    group: list[Row] = []
+    size = 0
+    for row in rows:
+        if row.same_as is not None:  # a file has it twice, and so it is rebuilt twice
+            of = by_name[row.same_as]
+            row = row._replace(base=of.base, layers=of.layers)
+        if not row.layers:
+            continue
+        if group and size + row.bytes > _GROUP_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(row)
+        size += row.bytes
+    if group:
+        yield group
