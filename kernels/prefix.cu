@@ -1,6 +1,6 @@
 // prefix.cu - entry point of the prefix decoder: one warp a chunk.
 //
-// launch: threads=384 chunks_per_block=12 stage
+// launch: threads=384 chunks_per_block=12 staged
 // Compiled for each word size, -DWORD=u8|u16|u32|u64, and, for the add
 // residual, each dtype of it, -DADD=F32|F16|BF16|F64. With
 // -DQUANT=quant::kF32|kF16|kBF16 the base is quantised: item.base is a

@@ -347,21 +347,25 @@ TPDE_FN bool decode_lane(const Block<Word>& b, u32 lane, const Decoding& d, cons
   return bits.read(start, end - start);
 }
 
-// The same, by what the tables are like.
+// The same, by what the tables are like. Every loop decodes any tables if it is
+// keyed and not of pairs: with the add residual and quantised bases, whose
+// arithmetic takes long to compile, there are fewer.
 template <typename Word>
 TPDE_FN bool decode_lane(const Tables& t, const Block<Word>& b, u32 lane, const Decoding& d, const u32* words,
                          u32 count, u32 start, u32 end, Row<Word>* queue) {
-#ifdef QUANT
-  const bool keyed = true;  // as a rule; compiling dequantisation twice takes long
+#ifdef ADD
+  return decode_lane<Word, true, false>(b, lane, d, words, count, start, end, queue);
 #else
-  const bool keyed = t.mask != 0 && b.base;  // base words of zero have key 0
-#endif
-  if (keyed) {
-    return t.longest <= kPairBits ? decode_lane<Word, true, true>(b, lane, d, words, count, start, end, queue)
-                                  : decode_lane<Word, true, false>(b, lane, d, words, count, start, end, queue);
+  const bool pairs = t.longest <= kPairBits;
+#ifndef QUANT
+  if (t.mask == 0 || !b.base) {  // one context, or base words of zero, whose key is 0
+    return pairs ? decode_lane<Word, false, true>(b, lane, d, words, count, start, end, queue)
+                 : decode_lane<Word, false, false>(b, lane, d, words, count, start, end, queue);
   }
-  return t.longest <= kPairBits ? decode_lane<Word, false, true>(b, lane, d, words, count, start, end, queue)
-                                : decode_lane<Word, false, false>(b, lane, d, words, count, start, end, queue);
+#endif
+  return pairs ? decode_lane<Word, true, true>(b, lane, d, words, count, start, end, queue)
+               : decode_lane<Word, true, false>(b, lane, d, words, count, start, end, queue);
+#endif
 }
 
 }  // namespace prefix

@@ -198,7 +198,7 @@ func TestKernel(t *testing.T) {
 		}
 		k.chunk(typ.String()+" with foreign tables", factory{}.Plan(typ, []codec.Block{other}, codec.LevelDefault), b, true, 10)
 		k.chunk(typ.String()+" with tables of nothing", factory{}.Plan(typ, nil, codec.LevelDefault), b, true, 10)
-		k.chunk(typ.String()+" unchanged", encoderFor(tablesOf(t, typ, interval.Symbol{})), other, true, 40)
+		k.chunk(typ.String()+" unchanged", encoderWith(oneContext(t, typ, interval.Symbol{})), other, true, 40)
 	}
 	for _, typ := range []dtype.Type{dtype.U8, dtype.BF16, dtype.F32, dtype.I64} { // several blocks
 		b := k.block(typ, 2*blockWords+300, true)
@@ -215,7 +215,7 @@ func TestKernelLongCodes(t *testing.T) {
 		symbols = append(symbols, interval.Symbol{Base: 1<<15 + i<<11, Raw: 11, Length: uint8(i + 1)})
 	}
 	for _, typ := range []dtype.Type{dtype.BF16, dtype.F32, dtype.I32} {
-		enc := encoderFor(tablesOf(t, typ, symbols...))
+		enc := encoderWith(oneContext(t, typ, symbols...))
 		for _, words := range []int{9, 257, 6000} {
 			b := k.block(typ, words, true)
 			for i := range b.Residual {
@@ -266,8 +266,8 @@ func TestKernelAdd(t *testing.T) {
 	}
 }
 
-// tablesOf returns tables with one context and these symbols.
-func tablesOf(t *testing.T, typ dtype.Type, symbols ...interval.Symbol) tables {
+// oneContext returns tables with one context and these symbols.
+func oneContext(t *testing.T, typ dtype.Type, symbols ...interval.Symbol) tables {
 	t.Helper()
 	tab := tables{layout: layoutOf(typ), codes: []interval.Code{{Width: layoutOf(typ).coded, Symbols: symbols}}}
 	tab.contexts.shift = tab.layout.keyBits
@@ -278,8 +278,8 @@ func tablesOf(t *testing.T, typ dtype.Type, symbols ...interval.Symbol) tables {
 	return parsed
 }
 
-// encoderFor returns the encoder of tables.
-func encoderFor(t tables) codec.Encoder {
+// encoderWith returns the encoder of tables.
+func encoderWith(t tables) codec.Encoder {
 	switch t.layout.wordBits {
 	case 8:
 		return encoderOf[uint8, uint8](t, 4096)
