@@ -230,7 +230,7 @@ func TestKernelLongCodes(t *testing.T) {
 // TestKernelAdd does the same for the add residual, where exceptions of the
 // codec are put in place before the addition, and those of the chunk after it.
 func TestKernelAdd(t *testing.T) {
-	for typ, flag := range map[dtype.Type]string{dtype.BF16: "BF16", dtype.F16: "F16", dtype.F32: "F32", dtype.F64: "F64"} {
+	for typ, flag := range map[dtype.Type]string{dtype.BF16: "BF16", dtype.F16: "F16", dtype.F32: "F32", dtype.F64: "F64", dtype.F8E4M3: "F8E4M3"} {
 		k := kernelRequests{t: t, rng: rand.New(rand.NewPCG(9, 10))}
 		for _, words := range []int{1, 8, 300, 5000, blockWords + 777} {
 			b := k.block(typ, words, true)
