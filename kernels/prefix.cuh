@@ -279,7 +279,8 @@ TPDE_FN void put_exceptions(const Block<Word>& b, u32 first, u32 count, Group* o
 
 // Decodes and stores what a lane owns of a row, `count` words from `first` on.
 template <typename Word, bool Keyed, bool Pair, bool Part>
-TPDE_FN void decode_row(const Block<Word>& b, const Row<Word>& row, Bits& bits, const Decoding& d, u32 first, u32 count) {
+TPDE_FN void decode_row(const Block<Word>& b, const Row<Word>& row, Bits& bits, const Decoding& d, u32 first,
+                        u32 count) {
   const u32 per = 16 / sizeof(Word);
   Group out[Shape<Word>::kVectors];
 #pragma unroll
@@ -319,6 +320,11 @@ TPDE_FN void load_first(const Block<Word>& b, u32 lane, Row<Word>* queue) {
     const u32 first = i * Shape<Word>::kRow + lane * own;
     if (first < b.words) load_row(b, first, min_u32(b.words - first, own), queue[i]);
   }
+#ifdef QUANT
+  for (u32 i = 1; i < Shape<Word>::kFetch; i++) {
+    quant::prefetch_codes(*b.quantised, b.first + i * Shape<Word>::kRow + lane * own);
+  }
+#endif
 }
 
 // Decodes the bit string of a lane, which is bits `start` to `end` - 1 of
@@ -337,6 +343,9 @@ TPDE_FN bool decode_lane(const Block<Word>& b, u32 lane, const Decoding& d, cons
 #pragma unroll
     for (u32 i = 1; i < ahead; i++) queue[i - 1] = queue[i];
     const u32 left = b.words - first;
+#ifdef QUANT
+    quant::prefetch_codes(*b.quantised, b.first + first + Shape<Word>::kFetch * row);
+#endif
     if (left > ahead * row) load_row(b, first + ahead * row, min_u32(left - ahead * row, own), queue[ahead - 1]);
     if (left >= own) {
       decode_row<Word, Keyed, Pair, false>(b, now, bits, d, first, own);

@@ -49,6 +49,7 @@ struct Shape {
   // latency of memory where a tensor has few chunks, for 4 to 28 registers a row.
 #ifdef QUANT
   static const u32 kAhead = 1;  // what is loaded is dequantised at once
+  static const u32 kFetch = 4;  // but its codes are on their way to the L2 cache before
 #else
   static const u32 kAhead = sizeof(Word) == 1 ? 2 : sizeof(Word) == 2 ? 3 : 1;
 #endif

@@ -13,7 +13,8 @@
 TPDE_FN void copy_16(u32* to, const u32* from) {
 #ifdef TPDE_ASYNC
   // .cg: past the L1 cache, which nothing reads them from again.
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from)
+               : "memory");
 #else
   require_16(to);
   require_16(from);
@@ -23,7 +24,8 @@ TPDE_FN void copy_16(u32* to, const u32* from) {
 
 TPDE_FN void copy_4(u32* to, const u32* from) {
 #ifdef TPDE_ASYNC
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from) : "memory");
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from)
+               : "memory");
 #else
   *to = *from;
 #endif

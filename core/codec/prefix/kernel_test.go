@@ -12,6 +12,7 @@ import (
 	"github.com/tpde-project/tpde/core/codec/codectest"
 	"github.com/tpde-project/tpde/core/codec/interval"
 	"github.com/tpde-project/tpde/core/dtype"
+	"github.com/tpde-project/tpde/core/quant"
 	"github.com/tpde-project/tpde/core/residual"
 	"github.com/tpde-project/tpde/core/word"
 )
@@ -22,6 +23,8 @@ type kernelRequests struct {
 	rng  *rand.Rand
 	data []byte
 	want []verdict
+
+	instead []byte // of the base: what is sent of a quantised one
 }
 
 type verdict struct {
@@ -39,6 +42,9 @@ func (k *kernelRequests) add(what string, t dtype.Type, tables, chunk, base, tar
 	pad := func(b []byte) []byte { return append(bytes.Clone(b), make([]byte, -len(b)&3)...) }
 	turn := len(k.want)
 	hasBase, inPlace := uint32(1), uint32(turn&1)
+	if k.instead != nil {
+		inPlace = 0
+	}
 	if base == nil {
 		hasBase, inPlace = 0, 0
 		base = make([]byte, len(target))
@@ -50,7 +56,12 @@ func (k *kernelRequests) add(what string, t dtype.Type, tables, chunk, base, tar
 	} {
 		k.data = le.AppendUint32(k.data, v)
 	}
-	k.data = append(append(append(k.data, pad(tables)...), pad(chunk)...), pad(base)...)
+	k.data = append(append(k.data, pad(tables)...), pad(chunk)...)
+	if k.instead != nil {
+		k.data = append(k.data, k.instead...)
+	} else {
+		k.data = append(k.data, pad(base)...)
+	}
 	k.want = append(k.want, verdict{what, target, err})
 }
 
@@ -230,7 +241,7 @@ func TestKernelLongCodes(t *testing.T) {
 // TestKernelAdd does the same for the add residual, where exceptions of the
 // codec are put in place before the addition, and those of the chunk after it.
 func TestKernelAdd(t *testing.T) {
-	for typ, flag := range map[dtype.Type]string{dtype.BF16: "BF16", dtype.F16: "F16", dtype.F32: "F32", dtype.F64: "F64"} {
+	for typ, flag := range map[dtype.Type]string{dtype.BF16: "BF16", dtype.F16: "F16", dtype.F32: "F32", dtype.F64: "F64", dtype.F8E4M3: "F8E4M3"} {
 		k := kernelRequests{t: t, rng: rand.New(rand.NewPCG(9, 10))}
 		for _, words := range []int{1, 8, 300, 5000, blockWords + 777} {
 			b := k.block(typ, words, true)
@@ -263,6 +274,38 @@ func TestKernelAdd(t *testing.T) {
 			}
 		}
 		k.run("-DADD="+flag, "-ffp-contract=off")
+	}
+}
+
+// TestKernelQuantised decodes against the codes of quantised bases.
+func TestKernelQuantised(t *testing.T) {
+	for typ, flag := range map[dtype.Type]string{dtype.BF16: "kBF16", dtype.F32: "kF32"} {
+		k := kernelRequests{t: t, rng: rand.New(rand.NewPCG(11, 12))}
+		for _, scheme := range []quant.Scheme{
+			{Kind: quant.Linear, Bits: 4, Group: 64, Scale: dtype.BF16},
+			{Kind: quant.Linear, Bits: 3, Group: 100, Scale: dtype.F32},
+			{Kind: quant.Linear, Bits: 8, Group: 128, Scale: dtype.F16},
+		} {
+			for _, words := range []int{1, 9, 257, 5000} {
+				b := k.block(typ, words, true)
+				n := uint64(words)
+				d := &quant.Data{Packed: make([]byte, scheme.PackedBytes(n)), Scale: make([]byte, scheme.ScaleBytes(n))}
+				if err := quant.Quantize(t.Context(), d, &scheme, b.Base, typ, 0); err != nil {
+					t.Fatal(err)
+				}
+				if err := quant.Dequantize(t.Context(), b.Base, typ, &scheme, d, 0); err != nil {
+					t.Fatal(err)
+				}
+				q, err := scheme.Descriptor(quant.Pointers{Packed: 8, Scale: 8}, n) // kernel.cc has its own
+				if err != nil {
+					t.Fatal(err)
+				}
+				pad := func(b []byte) []byte { return append(bytes.Clone(b), make([]byte, -len(b)&3)...) }
+				k.instead = append(append(append([]byte{}, q[:]...), pad(d.Packed)...), pad(d.Scale)...)
+				k.chunk(typ.String(), factory{}.Plan(typ, []codec.Block{b}, codec.LevelDefault), b, true, 40)
+			}
+		}
+		k.run("-DQUANT=quant::" + flag)
 	}
 }
 

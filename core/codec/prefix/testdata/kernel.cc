@@ -1,6 +1,7 @@
 // Decodes prefix chunks with the code of kernels/prefix.cuh, built for the CPU:
 // lane after lane, as a warp does at once. -DADD=F32 and the like build it for
-// the add residual.
+// the add residual, -DQUANT=quant::kBF16 for quantised bases without zero
+// points: in place of the base then come its QuantBase, codes and scales.
 //
 // Reads requests from standard input until it ends: struct Request, the
 // expanded tables, the chunk and the base, each padded to 4 bytes. Answers with
@@ -74,7 +75,17 @@ static void answer(const Request& r) {
   const size_t bytes = r.words * sizeof(Word), padded = (bytes + 3) / 4 * 4;
   Memory tables(r.table_bytes, 0), data(r.chunk_bytes, 4 * r.data_shift), base(bytes, r.base_shift * sizeof(Word));
   Memory dst(bytes, r.dst_shift * sizeof(Word));
-  if (!read_bytes(tables.p, r.table_bytes) || !read_bytes(data.p, r.chunk_bytes) || !read_bytes(base.p, bytes)) exit(1);
+  if (!read_bytes(tables.p, r.table_bytes) || !read_bytes(data.p, r.chunk_bytes)) exit(1);
+#ifdef QUANT
+  quant::QuantBase q;
+  if (!read_bytes(&q, sizeof(q))) exit(1);
+  const size_t scale_bytes = (q.elems + q.group - 1) / q.group * (q.scale_type == quant::kF32 ? 4 : 2);
+  Memory packed(q.packed_bytes, 0), scale(scale_bytes, 0);
+  q.packed = reinterpret_cast<u32*>(packed.p), q.scale = scale.p, q.zero = nullptr;
+  if (!read_bytes(packed.p, q.packed_bytes) || !read_bytes(scale.p, scale_bytes)) exit(1);
+#else
+  if (!read_bytes(base.p, bytes)) exit(1);
+#endif
   memset(dst.p, 0x5a, bytes);
   Memory& to = r.in_place ? base : dst;
 
@@ -92,7 +103,13 @@ static void answer(const Request& r) {
     Block<Word> b;
     b.words = min_u32(r.words - done, kBlockWords);
     b.dst = reinterpret_cast<Word*>(to.p) + done;
+#ifdef QUANT
+    b.base = nullptr;
+    b.quantised = &q;
+    b.first = done;
+#else
     b.base = r.has_base ? reinterpret_cast<Word*>(base.p) + done : nullptr;
+#endif
     b.aligned = ((reinterpret_cast<u64>(b.dst) | reinterpret_cast<u64>(b.base)) & 15) == 0;
     good = decode_block(b, c, t, d, r.room_words);
   }
@@ -114,10 +131,12 @@ int main() {
 #ifdef ADD
       case sizeof(ADD::Bits): answer<ADD::Bits>(r); break;
 #else
-      case 1: answer<u8>(r); break;
       case 2: answer<u16>(r); break;
       case 4: answer<u32>(r); break;
+#ifndef QUANT
+      case 1: answer<u8>(r); break;
       case 8: answer<u64>(r); break;
+#endif
 #endif
       default: return 3;
     }
