@@ -6,6 +6,7 @@
 // are its words looked at one by one.
 #pragma once
 
+#include "group.cuh"
 #include "residual.cuh"
 #ifdef QUANT
 #include "dequant.cuh"
@@ -159,27 +160,6 @@ TPDE_FN Word read_value(Bits& bits, u32 code_word) {
     }
   }
   return unzigzag<Word>((Word)(z + (dense ? 0 : 1)));
-}
-
-// Word j of a group; j is known when this is compiled.
-template <typename Word>
-TPDE_FN Word group_word(const Group& g, u32 j) {
-  const u32 per = sizeof(Word) < 4 ? 4 / sizeof(Word) : 1;
-  if (sizeof(Word) == 8) return (Word)((u64)g.w[(2 * j + 1) & 3] << 32 | g.w[(2 * j) & 3]);
-  return (Word)(g.w[j / per] >> 8 * sizeof(Word) * (j % per));
-}
-
-template <typename Word>
-TPDE_FN void set_group_word(Group& g, u32 j, Word v) {
-  const u32 per = sizeof(Word) < 4 ? 4 / sizeof(Word) : 1;
-  if (sizeof(Word) == 8) {
-    g.w[(2 * j) & 3] = (u32)v;
-    g.w[(2 * j + 1) & 3] = (u32)((u64)v >> 32);
-  } else {
-    const u32 shift = 8 * sizeof(Word) * (j % per);
-    const u32 mask = (u32)(((u64)1 << 8 * sizeof(Word)) - 1) << shift;
-    g.w[j / per] = (g.w[j / per] & ~mask) | ((u32)v << shift & mask);
-  }
 }
 
 // The gap counters of a lane: classes 0 and 1, 2 and the dense class, whose

@@ -151,7 +151,8 @@ func attackTables(t *testing.T, c codec.Codec, s sample, tables, data []byte, de
 		try(tables[:n])
 	}
 	try(append(bytes.Clone(tables), 0))
-	for bit := range 8 * len(tables) {
+	// Of large tables, some bits of every kind.
+	for bit := 0; bit < 8*len(tables); bit += 1 + len(tables)/256 {
 		flipped := bytes.Clone(tables)
 		flipped[bit/8] ^= 1 << (bit % 8)
 		try(flipped)

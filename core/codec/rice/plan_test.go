@@ -111,3 +111,14 @@ func TestDouble(t *testing.T) {
 		t.Error("64 to 127 were doubled in 8 bits")
 	}
 }
+
+// TestScaledGroupWithoutCode has no words for a code that can be doubled.
+func TestScaledGroupWithoutCode(t *testing.T) {
+	bins := []bin[uint16]{{first: 0, words: 2, changed: 1, values: []uint16{9}}, {first: 1, words: 2, changed: 1, values: []uint16{7}}}
+	p := newPartition(bins, 1, 1, 16)
+	tab := newTables(dtype.BF16)
+	p.addContexts(&tab, &group[uint16]{from: 0, to: 2, scaled: true}, dense)
+	if len(tab.codes) != 1 || len(tab.contexts) != 1 || tab.codes[0].Find(7) < 0 || tab.codes[0].Find(9) < 0 {
+		t.Errorf("%d codes, contexts %+v", len(tab.codes), tab.contexts)
+	}
+}

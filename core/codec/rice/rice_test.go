@@ -16,6 +16,7 @@ import (
 )
 
 func TestCodec(t *testing.T)      { codectest.Run(t, factory{}) }
+func TestHammer(t *testing.T)     { codectest.Hammer(t, factory{}) }
 func FuzzDecode(f *testing.F)     { codectest.Fuzz(f, factory{}) }
 func BenchmarkCodec(b *testing.B) { codectest.Benchmark(b, factory{}) }
 

@@ -119,6 +119,9 @@ func TestPrepareChoosesKernel(t *testing.T) {
 		{codec.Zstd, dtype.F8E4M3FNUZ, residual.Add, "zstd.cu -DWORD=u8 -DADD=F8E4M3FNUZ"},
 		{codec.Raw, dtype.F8E5M2FNUZ, residual.Add, "raw.cu -DWORD=u8 -DADD=F8E5M2FNUZ"},
 		{codec.Zstd, dtype.BF16, residual.Bit, "zstd.cu -DWORD=u16"},
+		{codec.Prefix, dtype.BF16, residual.Bit, "prefix.cu -DWORD=u16"},
+		{codec.Prefix, dtype.F32, residual.Add, "prefix.cu -DWORD=u32 -DADD=F32"},
+		{codec.Prefix, dtype.F8E5M2, residual.Add, "prefix.cu -DWORD=u8 -DADD=F8E5M2"},
 		{codec.Zstd, dtype.F64, residual.Add, "zstd.cu -DWORD=u64 -DADD=F64"},
 	} {
 		if got := prepare(t, c.id, c.dt, c.kind, 64).kernel.module(); got != c.want {
@@ -140,7 +143,7 @@ func TestPrepareRefuses(t *testing.T) {
 	if _, err := Prepare(x.Append(nil)); !errors.Is(err, status.ErrCorrupt) {
 		t.Errorf("bad tables: %v", err)
 	}
-	x.Codec = codec.Rice
+	x.Codec = codec.Rice + 1
 	if _, err := Prepare(x.Append(nil)); !errors.Is(err, status.ErrUnsupported) {
 		t.Errorf("unknown codec: %v", err)
 	}
