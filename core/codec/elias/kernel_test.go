@@ -96,6 +96,20 @@ func TestKernel(t *testing.T) {
 			}
 		}
 	}
+	for k := range uint(maxGapBits) {
+		for i, gap := range append([]uint64{1}, gapsBeyond...) {
+			bare, data := oneWord(gap, k)
+			tables, err := DeviceTables(dtype.U8, bare)
+			if err != nil {
+				t.Fatal(err)
+			}
+			h, err := parseHead(data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			add(dtype.U8, tables, h, h.rest, []byte{7}, []byte{7}, 0, i == 0)
+		}
+	}
 	got := codectest.RunKernel(t, requests)
 	for i, x := range want {
 		good, deltas, target := got[0] == 1, binary.LittleEndian.Uint32(got[4:]), got[8:8+len(x.target)]
