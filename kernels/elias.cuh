@@ -11,6 +11,7 @@
 #ifdef QUANT
 #include "dequant.cuh"
 #endif
+#include "bits.cuh"
 
 namespace elias {
 
@@ -34,60 +35,6 @@ struct Tables {
   u32 reserved[3];
 };
 static_assert(sizeof(Tables) == 288, "layout is shared with the host");
-
-// A reader of a lane's bit string, most significant bit first. It never reads
-// at or behind `last`. One word is always loaded ahead, so that nobody waits
-// for memory.
-struct Bits {
-  const u32* words;  // global memory, 4-byte aligned
-  u32 next;          // word that `ahead` holds
-  u32 last;          // words in the chunk, at least 1
-  u32 ahead;         // as in memory
-  u32 high, low;     // the two words before it
-  u32 used;          // bits of `high` already read, below 32
-
-  TPDE_FN u32 load(u32 i) const {
-    i = min_u32(i, last - 1);
-#ifdef __CUDA_ARCH__
-    return __ldg(words + i);
-#else
-    return words[i];
-#endif
-  }
-  TPDE_FN void start(const u32* w, u32 count, u32 bit) {
-    words = w;
-    last = count;
-    next = (bit >> 5) + 2;
-    high = byte_swap(load(next - 2));
-    low = byte_swap(load(next - 1));
-    ahead = load(next);
-    used = bit & 31;
-  }
-  // The next 32 bits.
-  TPDE_FN u32 peek() const {
-#ifdef __CUDA_ARCH__
-    return __funnelshift_l(low, high, used);
-#else
-    return used ? high << used | low >> (32 - used) : high;
-#endif
-  }
-  TPDE_FN void skip(u32 n) {  // n is at most 32
-    used += n;
-    if (used >= 32) {
-      used -= 32;
-      high = low;
-      low = byte_swap(ahead);
-      ahead = load(++next);
-    }
-  }
-  // Reads n bits, 0 to 32.
-  TPDE_FN u32 take(u32 n) {
-    u32 v = n ? peek() >> (32 - n) : 0;
-    skip(n);
-    return v;
-  }
-  TPDE_FN u32 position() const { return (next - 2) * 32 + used; }
-};
 
 // Reads a gap. One that no encoder writes comes out as one that no lane can
 // close, and below 2^15.

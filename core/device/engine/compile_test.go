@@ -11,6 +11,7 @@ import (
 	"unsafe"
 
 	"github.com/tpde-project/tpde/core/codec/elias"
+	"github.com/tpde-project/tpde/core/codec/rice"
 	"github.com/tpde-project/tpde/core/container"
 	"github.com/tpde-project/tpde/core/device/dl"
 	"github.com/tpde-project/tpde/core/device/dl/dltest"
@@ -148,6 +149,23 @@ func TestLayout(t *testing.T) {
 	same("sizeof(prefix::Tables)", 32)
 	offset("prefix::Tables", "keys", 16)
 	offset("prefix::Tables", "entries", 20)
+	text.WriteString("#include \"rice.cuh\"\n")
+	same("sizeof(rice::Tables)", rice.DeviceHeadBytes)
+	offset("rice::Tables", "shift", 0)
+	offset("rice::Tables", "keys", 4)
+	offset("rice::Tables", "zero_class", 8)
+	offset("rice::Tables", "gap_classes", 12)
+	offset("rice::Tables", "step_at", 16)
+	offset("rice::Tables", "code_at", 20)
+	offset("rice::Tables", "symbol_at", 24)
+	offset("rice::Tables", "entry_at", 28)
+	offset("rice::Tables", "classes", 32)
+	offset("rice::Tables", "codes", 160)
+	offset("rice::ClassInfo", "kind", 4)
+	offset("rice::ClassInfo", "order", 8)
+	offset("rice::ClassInfo", "mean", 12)
+	offset("rice::CodeInfo", "peek", 4)
+	offset("rice::CodeInfo", "placeholder", 8)
 	text.WriteString("#include \"zstd.cuh\"\n")
 	var z zstdBatch
 	var zi zstdItem

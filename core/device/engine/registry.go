@@ -11,6 +11,7 @@ import (
 	"github.com/tpde-project/tpde/core/codec"
 	"github.com/tpde-project/tpde/core/codec/elias"
 	"github.com/tpde-project/tpde/core/codec/prefix"
+	"github.com/tpde-project/tpde/core/codec/rice"
 	"github.com/tpde-project/tpde/core/dtype"
 	"github.com/tpde-project/tpde/core/residual"
 	"github.com/tpde-project/tpde/core/status"
@@ -22,6 +23,7 @@ const (
 	eliasDecode = iota
 	rawDecode
 	prefixDecode
+	riceDecode
 	zstdGather
 	zstdJoin
 	crc32cCheck
@@ -41,6 +43,7 @@ var entries = [...]struct {
 	eliasDecode:       {"elias.cu", "elias_decode", decodeVariants, "chunks"},
 	rawDecode:         {"raw.cu", "raw_decode", decodeVariants, "chunks"},
 	prefixDecode:      {"prefix.cu", "prefix_decode", decodeVariants, "chunks"},
+	riceDecode:        {"rice.cu", "rice_decode", decodeVariants, "chunks"},
 	zstdGather:        {"zstd.cu", "zstd_gather", decodeVariants, "chunks"},
 	zstdJoin:          {"zstd.cu", "zstd_join", decodeVariants, "chunks"},
 	crc32cCheck:       {"crc32c.cu", "crc32c_check", []string{""}, "chunks"},
@@ -102,6 +105,7 @@ var decoders = map[codec.ID]decoder{
 	codec.Raw:    {entry: rawDecode},
 	codec.Zstd:   {entry: zstdJoin}, // and what is in zstd.go
 	codec.Prefix: {entry: prefixDecode, tables: prefix.DeviceTables, sharedTables: prefix.DeviceShared, sharedChunk: prefix.DeviceStage},
+	codec.Rice:   {entry: riceDecode, tables: rice.DeviceTables},
 }
 
 // decodeVariant returns the index in decodeVariants for a dtype and residual.
