@@ -157,7 +157,7 @@ func TestTwoBlocks(t *testing.T) {
 	res := make([]uint16, n)
 	res[0], res[blockWords-1], res[blockWords], res[n-1] = 1, 2, 3, 4
 	b := codec.Block{Type: dtype.BF16, Base: base, Residual: word.Bytes(res)}
-	enc := factory{}.Plan(dtype.BF16, []codec.Block{b}, codec.LevelDefault)
+	enc := factory{}.Plan(dtype.BF16, []codec.Block{b}, 0, codec.LevelDefault)
 	data, deltas, err := enc.Encode(nil, b)
 	if err != nil {
 		t.Fatal(err)

@@ -56,7 +56,7 @@ func TestKernel(t *testing.T) {
 					}
 				}
 				b := codec.Block{Type: typ, Base: base, Residual: res}
-				enc := factory{}.Plan(typ, []codec.Block{b}, codec.LevelDefault)
+				enc := factory{}.Plan(typ, []codec.Block{b}, 0, codec.LevelDefault)
 				tables, err := DeviceTables(typ, enc.Tables())
 				if err != nil {
 					t.Fatal(err)

@@ -199,7 +199,7 @@ func TestKernel(t *testing.T) {
 				case words == 5000:
 					damage = 10
 				}
-				k.chunk(typ.String(), factory{}.Plan(typ, []codec.Block{b}, codec.LevelDefault), b, hasBase, damage)
+				k.chunk(typ.String(), factory{}.Plan(typ, []codec.Block{b}, 0, codec.LevelDefault), b, hasBase, damage)
 			}
 		}
 		// Tables of other data, so that there are many exceptions, and of none.
@@ -207,13 +207,13 @@ func TestKernel(t *testing.T) {
 		for i := range other.Residual {
 			other.Residual[i] = 3
 		}
-		k.chunk(typ.String()+" with foreign tables", factory{}.Plan(typ, []codec.Block{other}, codec.LevelDefault), b, true, 10)
-		k.chunk(typ.String()+" with tables of nothing", factory{}.Plan(typ, nil, codec.LevelDefault), b, true, 10)
+		k.chunk(typ.String()+" with foreign tables", factory{}.Plan(typ, []codec.Block{other}, 0, codec.LevelDefault), b, true, 10)
+		k.chunk(typ.String()+" with tables of nothing", factory{}.Plan(typ, nil, 0, codec.LevelDefault), b, true, 10)
 		k.chunk(typ.String()+" unchanged", encoderWith(oneContext(t, typ, interval.Symbol{})), other, true, 40)
 	}
 	for _, typ := range []dtype.Type{dtype.U8, dtype.BF16, dtype.F32, dtype.I64} { // several blocks
 		b := k.block(typ, 2*blockWords+300, true)
-		k.chunk(typ.String()+" of several blocks", factory{}.Plan(typ, []codec.Block{b}, codec.LevelDefault), b, true, 5)
+		k.chunk(typ.String()+" of several blocks", factory{}.Plan(typ, []codec.Block{b}, 0, codec.LevelDefault), b, true, 5)
 	}
 	k.run()
 }
@@ -250,7 +250,7 @@ func TestKernelAdd(t *testing.T) {
 			replaced := residual.Compute(residual.Add, typ, b.Residual, b.Base, target, nil)
 			foreign := k.block(typ, 500, true)
 			for _, samples := range [][]codec.Block{{b}, {foreign}, nil} {
-				enc := factory{}.Plan(typ, samples, codec.LevelDefault)
+				enc := factory{}.Plan(typ, samples, 0, codec.LevelDefault)
 				device, err := DeviceTables(typ, enc.Tables())
 				if err != nil {
 					t.Fatal(err)
@@ -302,7 +302,7 @@ func TestKernelQuantised(t *testing.T) {
 				}
 				pad := func(b []byte) []byte { return append(bytes.Clone(b), make([]byte, -len(b)&3)...) }
 				k.instead = append(append(append([]byte{}, q[:]...), pad(d.Packed)...), pad(d.Scale)...)
-				k.chunk(typ.String(), factory{}.Plan(typ, []codec.Block{b}, codec.LevelDefault), b, true, 40)
+				k.chunk(typ.String(), factory{}.Plan(typ, []codec.Block{b}, 0, codec.LevelDefault), b, true, 40)
 			}
 		}
 		k.run("-DQUANT=quant::" + flag)
