@@ -1,4 +1,4 @@
-"""Whole checkpoints: pack, unpack, verify, inspect.
+"""Whole checkpoints: pack, compress, unpack, verify, inspect.
 
 The format stands in core/checkpoint/FORMAT.md, the algorithms in the core; this module opens what it is given, passes
 it on and types what comes back.
@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, overload
 
-from tpde import _deltas, _jobs, _options
+from tpde import _compressed, _deltas, _jobs, _options
 from tpde._core import core
 from tpde._deltas import Delta
-from tpde._reports import DeltaReport, UnpackReport
-from tpde._sources import TORCH_SUFFIXES, Checkpoint, PathLike, Source, open_source
+from tpde._reports import CompressedReport, DeltaReport, UnpackReport
+from tpde._sources import TORCH_SUFFIXES, Checkpoint, PathLike, Source, open_compressed_base, open_source
 from tpde._status import ArgumentError, ExistsError, NotFoundError
 
 if TYPE_CHECKING:
@@ -134,6 +134,72 @@ def _refuse_inputs(out: str, *sources: Source) -> None:
             raise ExistsError(f"the output {out} is or contains the input {source.torch_file}")
 
 
+def compress(
+    model: Checkpoint,
+    out: PathLike,
+    *,
+    base: PathLike = "int4",
+    group_size: int = 64,
+    embeddings: str = "auto",
+    link_base: bool = False,
+    codec: str = "auto",
+    level: str = "default",
+    workers: int = 0,
+    max_shard_size: int | str = "5GB",
+    overwrite: bool = False,
+    progress: bool | None = None,
+) -> CompressedReport:
+    """Splits a model into a small quantised base and the residual that makes it whole again, bit for bit.
+
+    model: what is compressed (see `pack`).
+    out: a folder, which appears whole or not at all: base/, the quantised base; residual.safetensors, an ordinary delta
+        against it; and copies of the model's small files (config.json, tokenizer) for tools that look for them.
+    base: "int2", "int3", "int4" or "int8": every matrix of floats (float16, bfloat16 or float32, of two dimensions or
+        more and 16384 elements or more) is quantised in groups; all else has no base and is in the residual. "none":
+        nothing has a base; the model is compressed as it is. Else the path of a quantised safetensors checkpoint of
+        the same model: one that bitsandbytes has quantised (NF4 or FP4, also double-quantised, or LLM.int8()), or the
+        base of another compressed model. What it holds of other tensors serves as a base, too.
+    group_size: consecutive elements that share a scale, 8 to 65536.
+    embeddings: "base" treats them as other matrices, "none" leaves them without a base, "auto" gives them one where the
+        model has no output matrix of its own.
+    link_base: out gets a symbolic link to a base that is given by its path, instead of a copy.
+    codec, level, workers, max_shard_size, overwrite, progress: as for `pack`. The result does not depend on workers.
+
+    Returns what out holds, with the bits per weight of base and residual; `print` shows a table. `unpack(out,
+    "restored")`, `verify(out)` and `inspect(out)` take the folder, and wherever a checkpoint is expected it stands for
+    the full model.
+    Raises as `pack`; BaseMismatchError if a base that is given by its path is not one of this model.
+    """
+    for what, name, names in (("codec", codec, _options.CODECS), ("level", level, _options.LEVELS)):
+        _options.choose(what, name, names)
+    if embeddings not in _compressed.EMBEDDINGS:
+        raise ArgumentError(f"embeddings: expected one of {', '.join(_compressed.EMBEDDINGS)}; got {embeddings!r}")
+    options: dict[str, Any] = {
+        "group_size": _options.count("group_size", group_size),
+        "embeddings": embeddings,
+        "link_base": bool(link_base),
+        "codec": codec,
+        "level": level,
+        "workers": _options.workers(workers),
+        "max_shard_bytes": _options.size_in_bytes("max_shard_size", max_shard_size),
+        "overwrite": bool(overwrite),
+    }
+    if isinstance(base, str) and base in _compressed.DERIVED:
+        options["base"] = base
+    elif isinstance(base, (str, os.PathLike)) and os.path.exists(base):
+        options["base_path"] = os.fspath(base)
+    else:
+        names = ", ".join(_compressed.DERIVED)
+        raise ArgumentError(f"base: expected {names} or the path of a quantised checkpoint; got {base!r}")
+    if model is None:
+        raise ArgumentError("model: expected a path or a dict of names and tensors, got None")
+    destination = os.fspath(out)
+    with open_source(model, "model") as source:
+        _refuse_inputs(destination, source)
+        arguments = (source.handle, destination, json.dumps(options))
+        return CompressedReport.of(_jobs.run(core().compress_start, arguments, "compress", progress))
+
+
 def pack_chain(folder: PathLike, out_dir: PathLike, **options: Unpack[PackOptions]) -> list[DeltaReport]:
     """Packs every checkpoint of a folder against the one before it.
 
@@ -203,7 +269,8 @@ def unpack(
 ) -> UnpackReport | dict[str, torch.Tensor]:
     """Rebuilds the target of the last delta, bit for bit.
 
-    base: what the first delta was packed against (paths and dicts as for `pack`).
+    base: what the first delta was packed against (paths and dicts as for `pack`). Or a compressed model: then deltas
+        may be left out, `unpack(folder, "restored")` restores the model, and those that are given apply to it.
     deltas: paths or dicts, in order; each knows its base, so a gap or a wrong order is refused. The last argument is
         `out` instead if it is a path that is no delta: `unpack(base, delta, "restored")`.
     out: where the target goes: a file for a checkpoint of one file, else a folder. Every file is compared with the
@@ -221,16 +288,17 @@ def unpack(
     VersionError, TargetMismatchError, NotFoundError, ExistsError, ReadWriteError; UnsupportedError for a device that is
     not there, or codecs that it does not decode. Nothing is left of the output then.
     """
-    if out is None and len(deltas) > 1 and not _deltas.is_delta(deltas[-1]):
+    compressed = _compressed.is_compressed(base)
+    if out is None and len(deltas) > (0 if compressed else 1) and not _deltas.is_delta(deltas[-1]):
         *rest, last = deltas
         if isinstance(last, Mapping):
             raise ArgumentError("delta: the last dict is not one that tpde.pack(..., out=None) returned")
         deltas, out = tuple(rest), last
-    if not deltas:
-        raise ArgumentError("unpack: expected at least one delta")
+    if not deltas and not compressed:
+        raise ArgumentError("unpack: expected at least one delta, or a compressed model")
     options = {"workers": _options.workers(workers), "overwrite": bool(overwrite)}
     gpu = _gpu(device)
-    with open_source(base, "base") as base_source, _deltas.as_paths(deltas) as paths:
+    with _open_start(base) as (base_source, first), _deltas.as_paths([*first, *deltas]) as paths:
         if gpu is not None:
             return _unpack_on_gpu(base_source, paths, out, options, gpu, progress)
         if out is None:
@@ -239,6 +307,17 @@ def unpack(
         _refuse_inputs(destination, base_source)
         arguments = (base_source.handle, paths, destination, json.dumps(options))
         return UnpackReport.of(_jobs.run(core().unpack_start, arguments, "unpack", progress))
+
+
+@contextmanager
+def _open_start(base: Checkpoint | None) -> Iterator[tuple[Source, list[str]]]:
+    """Opens what deltas start from; gives the deltas that come first, too: that of a compressed model."""
+    if isinstance(base, (str, os.PathLike)) and _compressed.is_compressed(base):
+        with open_compressed_base(base) as source:
+            yield source, [_compressed.residual(base)]
+        return
+    with open_source(base, "base") as source:
+        yield source, []
 
 
 def _gpu(device: torch.device | str | None) -> torch.device | None:
@@ -293,27 +372,30 @@ def verify(
 ) -> UnpackReport:
     """Proves, without writing anything, that deltas rebuild their target from base.
 
-    base, deltas, workers, progress: as for `unpack`; everything that unpack would write is rebuilt and compared with
+    base, deltas, workers, progress: as for `unpack`, a compressed model included; everything that unpack would write is rebuilt and compared with
         the recorded digests and sha256.
     target: compared with the rebuilt tensors, bit for bit, if it is given.
 
     Returns the files with their sha256. Raises as `unpack`; TargetMismatchError if the target differs.
     """
-    if not deltas:
-        raise ArgumentError("verify: expected at least one delta")
+    if not deltas and not _compressed.is_compressed(base):
+        raise ArgumentError("verify: expected at least one delta, or a compressed model")
     options = json.dumps({"workers": _options.workers(workers), "overwrite": False})
     with ExitStack() as stack:
-        base_source = stack.enter_context(open_source(base, "base"))
-        paths = stack.enter_context(_deltas.as_paths(deltas))
+        base_source, first = stack.enter_context(_open_start(base))
+        paths = stack.enter_context(_deltas.as_paths([*first, *deltas]))
         handle = 0 if target is None else stack.enter_context(open_source(target, "target")).handle
         arguments = (base_source.handle, paths, handle, options)
         return UnpackReport.of(_jobs.run(core().verify_start, arguments, "verify", progress))
 
 
 def inspect(delta: Delta) -> DeltaReport:
-    """Returns what a delta (a path, or a dict that `pack` returned) holds; only its index is read.
+    """Returns what a delta (a path, or a dict that `pack` returned) or a compressed model (a `CompressedReport`) holds;
+    only indices are read.
 
     Raises NotFoundError, CorruptError, VersionError.
     """
+    if _compressed.is_compressed(delta):
+        return CompressedReport.of(json.loads(core().inspect(os.fspath(delta))))  # type: ignore[arg-type]
     with _deltas.as_paths([delta]) as paths:
         return DeltaReport.of(json.loads(core().inspect(paths[0])))
