@@ -286,3 +286,36 @@ func TestBitsandbytesRefuses(t *testing.T) {
 		restore(t, out, out+".safetensors")
 	}
 }
+
+// Whatever a file claims of its quantised tensors, it is refused, or all of
+// them can be read.
+func FuzzQuantised(f *testing.F) {
+	w := normal("w.weight", dtype.BF16, 1, 130, 128)
+	nf4, _ := bnb4bit(w, "nf4", true, dtype.U8)
+	dir := f.TempDir()
+	compressTo(f, memory(f, w), dir+"/out", nil)
+	ours, err := os.ReadFile(dir + "/out/base/model.safetensors")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(ours)
+	f.Add(fileOf(nf4))
+	f.Add(fileOf(bnbInt8(normal("m.weight", dtype.BF16, 2, 16, 8), "m")))
+	path := dir + "/x.safetensors"
+	f.Fuzz(func(t *testing.T, data []byte) {
+		write(t, path, data)
+		s, err := OpenQuantised(path, func(string) dtype.Type { return dtype.Invalid })
+		if err != nil {
+			return
+		}
+		defer s.Close()
+		for _, e := range s.tensors {
+			if e.data.size() > 1<<24 {
+				continue
+			}
+			if err := s.ReadTensor(context.Background(), e.name, make([]byte, e.data.size()), 1); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
