@@ -164,6 +164,13 @@ def test_stands_for_the_model(model, tmp_path):
     tpde.compress(out, tmp_path / "again", base="int8", progress=False)
     tpde.unpack(tmp_path / "again", tmp_path / "restored", progress=False)
     assert tree(tmp_path / "restored") == tree(model)
+    for inside in (out, out / "restored", out / "base" / "restored"):
+        with pytest.raises(tpde.ExistsError):
+            tpde.unpack(out, out=inside, overwrite=True, progress=False)
+        with pytest.raises(tpde.ExistsError):
+            tpde.compress(out, inside, overwrite=True, progress=False)
+    with pytest.raises(tpde.ArgumentError, match="is a TPDE delta"):
+        tpde.compress(out / "residual.safetensors", tmp_path / "x")
     with pytest.raises(tpde.TargetMismatchError, match="lm_head"):
         tpde.verify(out, target=changed, progress=False)
 
@@ -173,7 +180,11 @@ def quantised(model, tmp_path):
     """The model as bitsandbytes would have saved it, and what its weights are worth."""
     state = weights()
     bnb, values = {}, {}
-    for name, double in (("model.layers.0.q.weight", False), ("model.layers.0.v.weight", True), ("lm_head.weight", True)):
+    for name, double in (
+        ("model.layers.0.q.weight", False),
+        ("model.layers.0.v.weight", True),
+        ("lm_head.weight", True),
+    ):
         parts, absmax = bnb_fixture.nf4(name, state[name], double)
         bnb |= parts
         values[name] = from_bitsandbytes_nf4(parts[name], absmax, None, 64, state[name].shape, state[name].dtype)
@@ -215,13 +226,13 @@ def test_wrong_bases(model, quantised, tmp_path):
     state = weights()
     out = tmp_path / "out"
     del state["lm_head.weight"]
-    with pytest.raises(tpde.BaseMismatchError, match="lm_head.weight.*does not have it"):
+    with pytest.raises(tpde.BaseMismatchError, match=r"lm_head.weight.*does not have it"):
         tpde.compress(state, out, base=folder)
     state["lm_head.weight"] = torch.zeros(64, 300).bfloat16()
     with pytest.raises(tpde.BaseMismatchError, match=r"lm_head.weight.*\[300 64\].*\[64 300\]"):
         tpde.compress(state, out, base=folder)
     state["lm_head.weight"] = torch.zeros(300, 64).double()
-    with pytest.raises(tpde.BaseMismatchError, match="lm_head.weight.*F64"):
+    with pytest.raises(tpde.BaseMismatchError, match=r"lm_head.weight.*F64"):
         tpde.compress(state, out, base=folder)
     with pytest.raises(tpde.ArgumentError, match="no quantised tensors"):
         tpde.compress(model, out, base=model)
@@ -265,6 +276,20 @@ def test_damage_is_found(model, tmp_path):
     with pytest.raises((tpde.ChecksumError, tpde.CorruptError, tpde.TargetMismatchError)):
         tpde.unpack(out, tmp_path / "restored", progress=False)
     assert not (tmp_path / "restored").exists()
+
+
+def test_a_file_called_residual_is_none(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_file(weights(), folder / "residual.safetensors")
+    tpde.compress(folder, tmp_path / "out", progress=False)
+    tpde.unpack(tmp_path / "out", tmp_path / "restored", progress=False)
+    assert tree(tmp_path / "restored") == tree(folder)
+    with pytest.raises(tpde.ArgumentError, match="compressed model"):
+        tpde.verify(folder)
+    (folder / "residual.safetensors").write_bytes(b"damaged")
+    with pytest.raises(tpde.CorruptError):
+        tpde.verify(folder)
 
 
 def test_command_line(tpde_cli, model, tmp_path):

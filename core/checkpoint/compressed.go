@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/tpde-project/tpde/core/atomicfile"
 	"github.com/tpde-project/tpde/core/dtype"
@@ -20,14 +21,25 @@ const (
 // folder.
 func ResidualPath(folder string) string { return filepath.Join(folder, residualFile) }
 
-// IsCompressed reports whether path is the folder of a compressed model. Its
-// contents are not looked at.
+// IsCompressed reports whether path is the folder of a compressed model, be it
+// a damaged one.
 func IsCompressed(path string) bool {
 	if info, err := os.Stat(path); err != nil || !info.IsDir() {
 		return false
 	}
-	_, err := resolveDelta(ResidualPath(path))
-	return err == nil
+	file, err := resolveDelta(ResidualPath(path))
+	if err != nil {
+		return false
+	}
+	if strings.HasSuffix(file, indexExtension) {
+		return true
+	}
+	m, h, err := openHeader(file)
+	if err != nil {
+		return true
+	}
+	defer m.Close()
+	return h.Metadata["format"] == formatName
 }
 
 // OpenCompressedBase opens the base of the compressed model in folder: what

@@ -112,7 +112,7 @@ func (p *Parts) describe(row *partsRow, c content, want digest.Sum) error {
 		case *leaf:
 			b, ok := v.content.(plain)
 			if _, quantised := v.content.(*quantised); quantised {
-				return status.Errorf(status.ErrUnsupported, "its base is quantised, which is not listed in parts")
+				return status.Errorf(status.ErrUnsupported, "its base is quantised, which is read on the CPU only: expected device cpu")
 			}
 			if !ok {
 				return status.Errorf(status.ErrUnsupported, "its base is made by deltas itself, expected all deltas in one chain")

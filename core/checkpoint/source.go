@@ -32,6 +32,7 @@ type Source struct {
 	path    string // of the file or folder; "" in memory
 	folder  bool
 	inputs  []fs.FileInfo // every file that is read, to refuse it as an output
+	below   *Source       // what deltas make this one of; it is an input, too
 	tensors []*tensorInfo // in the order of the files and of their data
 	byName  map[string]*tensorInfo
 	files   []*fileInfo // sorted by path

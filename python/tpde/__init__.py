@@ -41,7 +41,8 @@ from tpde._status import (
 
 if TYPE_CHECKING:
     from tpde import cuda, nn
-    from tpde._api import compress, inspect, pack, pack_chain, unpack, verify
+    from tpde._api import inspect, pack, pack_chain, unpack, verify
+    from tpde._compress import compress
     from tpde._reports import CompressedReport, DeltaReport, FileReport, TensorReport, Totals, UnpackReport
     from tpde._tensors import (
         IndexInfo,
@@ -59,7 +60,8 @@ if TYPE_CHECKING:
 
 # Where each lazily resolved name lives.
 _HOMES = {
-    "_api": ("compress", "inspect", "pack", "pack_chain", "unpack", "verify"),
+    "_api": ("inspect", "pack", "pack_chain", "unpack", "verify"),
+    "_compress": ("compress",),
     "_reports": ("CompressedReport", "DeltaReport", "FileReport", "TensorReport", "Totals", "UnpackReport"),
     "_tensors": (
         "IndexInfo",

@@ -200,12 +200,15 @@ class CompressedReport(DeltaReport):
         """Returns the totals in one line."""
         t = self.totals
         parts = f"base {size(self.base_file_bytes)} + residual {size(t.file_bytes)}"
-        line = f"{size(t.target_bytes)} -> {parts} (ratio {t.ratio:.2f}): {t.tensors} tensors, {self.base_tensors} with a base"
+        line = f"{size(t.target_bytes)} -> {parts} (ratio {t.ratio:.2f}): {t.tensors} tensors"
+        line += f", {self.base_tensors} with a base"
         weights = sum(tensor.elements for tensor in self.based)
         if weights:
             streamed = sum(tensor.stored_bytes for tensor in self.based)
             bits = f"{8 * self.base_bytes / weights:.2f} resident + {8 * streamed / weights:.2f} streamed"
             line += f" of {bits} bits per weight"
+        elif t.target_bytes:
+            line += f", {8 * t.stored_bytes / sum(tensor.elements for tensor in self.tensors):.2f} bits per weight"
         if self.seconds:
             line += f"; {self.seconds:.2f} s, {size(t.target_bytes / self.seconds)}/s"
         return line

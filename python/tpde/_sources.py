@@ -20,12 +20,13 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tpde import _compressed, _jobs
 from tpde._core import core
-from tpde._status import ArgumentError, NotFoundError, UnsupportedError
+from tpde._status import ArgumentError, ExistsError, NotFoundError, UnsupportedError
 
 if TYPE_CHECKING:
     import torch
@@ -101,6 +102,16 @@ def _open_compressed(folder: str) -> Source:
         source.close()
         raise
     return source
+
+
+def refuse_inputs(out: str, *sources: Source) -> None:
+    """Refuses an output that is, or contains, a PyTorch file that is read. The core does so for the files it opens."""
+    for source in sources:
+        if source.torch_file is None or not os.path.exists(out):
+            continue
+        inside = Path(os.path.realpath(source.torch_file)).is_relative_to(os.path.realpath(out))
+        if inside or os.path.samefile(out, source.torch_file):
+            raise ExistsError(f"the output {out} is or contains the input {source.torch_file}")
 
 
 def load_torch(path: str) -> Any:

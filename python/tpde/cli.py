@@ -92,15 +92,19 @@ def _parser() -> argparse.ArgumentParser:
     compress.add_argument("out", metavar="OUT")
     compress.add_argument(
         "--base", default="int4", metavar="BASE",
-        help="int2, int3, int4, int8 (derived from MODEL), none, or the path of a quantised checkpoint of the same model "
-        "(bitsandbytes NF4, FP4 or int8); default: int4",
+        help="int2, int3, int4, int8 (derived from MODEL), none, or the path of a quantised checkpoint of the same "
+        "model (bitsandbytes NF4, FP4 or int8); default: int4",
     )  # fmt: skip
-    compress.add_argument("--group-size", type=_positive, default=64, metavar="N", help="weights per scale; default: 64")
+    compress.add_argument(
+        "--group-size", type=_positive, default=64, metavar="N", help="weights per scale; default: 64"
+    )
     compress.add_argument(
         "--embeddings", choices=_compressed.EMBEDDINGS, default="auto",
         help="whether embeddings get a base; default: auto, where they serve as output matrix, too",
     )  # fmt: skip
-    compress.add_argument("--link-base", action="store_true", help="link to the checkpoint given with --base, do not copy it")
+    compress.add_argument(
+        "--link-base", action="store_true", help="link to the checkpoint given with --base, do not copy it"
+    )
     compress.add_argument("--codec", choices=_options.CODECS, default="auto", help="default: auto, by trial per tensor")
     compress.add_argument("--level", choices=_options.LEVELS, default="default")
     compress.add_argument(
@@ -111,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     unpack = command(
         "unpack",
         _unpack,
-        "Rebuild the target of the last DELTA from BASE, or a compressed MODEL, byte for byte, and prove it with sha256.",
+        "Rebuild the target of the last DELTA from BASE, or a compressed MODEL, byte for byte, proven with sha256.",
         "[options] BASE DELTA [DELTA ...] OUT | MODEL OUT",
     )
     unpack.add_argument("base", metavar="BASE")
@@ -122,8 +126,8 @@ def _parser() -> argparse.ArgumentParser:
     verify = command(
         "verify",
         _verify,
-        "Prove, without writing anything, that the deltas rebuild their target (and TARGET, if given) from BASE, or that a "
-        "compressed MODEL can be restored.",
+        "Prove, without writing anything, that the deltas rebuild their target (and TARGET, if given) from BASE, or "
+        "that a compressed MODEL can be restored.",
         "[options] BASE DELTA [DELTA ...] [TARGET] | MODEL [TARGET]",
     )
     verify.add_argument("base", metavar="BASE")
@@ -234,9 +238,9 @@ def _pack(arguments: argparse.Namespace) -> None:
 
 
 def _compress(arguments: argparse.Namespace) -> None:
-    from tpde import _api
+    from tpde._compress import compress
 
-    report = _api.compress(
+    report = compress(
         arguments.model,
         arguments.out,
         base=arguments.base,
