@@ -31,10 +31,12 @@ var tried = []codec.ID{codec.Raw, codec.Zstd, codec.Rice, codec.Prefix}
 func chooseEncoder(s source, o Options) (codec.Encoder, codec.ID, error) {
 	room := getScratch()
 	defer putScratch(room)
-	all := sample(s, room)
+	all, err := sample(s, room)
+	if err != nil {
+		return nil, 0, err
+	}
 	id := o.Codec
 	if id == codec.Auto {
-		var err error
 		if id, err = choose(s, all, o); err != nil {
 			return nil, 0, err
 		}
@@ -128,7 +130,7 @@ func thin(all codec.Block, room *scratch) codec.Block {
 }
 
 // sample returns the sampled runs, one behind the other, as one block in room.
-func sample(s source, room *scratch) codec.Block {
+func sample(s source, room *scratch) (codec.Block, error) {
 	w := uint64(s.desc.Type.WordBytes())
 	size := uint64(len(s.target))
 	run := min(max(size/w/sampleShare, minSampleWords), maxSampleWords) / sampleRuns * w
@@ -146,11 +148,14 @@ func sample(s source, room *scratch) codec.Block {
 	buf := getScratch()
 	defer putScratch(buf)
 	for _, from := range starts {
-		b, _ := s.block(buf, from, from+run)
+		b, _, err := s.block(buf, from, from+run)
+		if err != nil {
+			return all, err
+		}
 		all.Base = append(all.Base, b.Base...)
 		all.Residual = append(all.Residual, b.Residual...)
 	}
-	return all
+	return all, nil
 }
 
 // runs cuts a block into the runs that it was sampled in, about.

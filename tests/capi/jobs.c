@@ -117,6 +117,31 @@ void test_pack_and_unpack(const char *folder) {
   free_checkpoints(c);
 }
 
+void test_compressed_model(const char *folder) {
+  checkpoints c = make_checkpoints(50000);
+  const char *out = file_in(folder, "compressed"), *const deltas[] = {file_in(folder, "compressed/residual.safetensors")};
+  tpde_handle text, job, base;
+  OK(tpde_compress_start(&job, c.target, out, "{\"base\": \"int4\", \"group_size\": 32}"));
+  char *report = finish(job);
+  CHECK(strstr(report, "\"base_bytes\"") != NULL);
+  free(report);
+  OK(tpde_inspect(&text, out));
+  report = take_text(text);
+  CHECK(strstr(report, "\"base_tensors\"") != NULL);
+  free(report);
+
+  OK(tpde_source_open_base(&base, out));
+  OK(tpde_verify_start(&job, base, deltas, 1, c.target, NULL));
+  free(finish(job));
+  OK(tpde_source_free(base));
+  FAILS(TPDE_ARGUMENT, "no compressed model", tpde_source_open_base(&base, folder));
+  FAILS(TPDE_ARGUMENT, "int5", tpde_compress_start(&job, c.target, out, "{\"base\": \"int5\"}"));
+  OK(tpde_compress_start(&job, c.target, out, NULL));
+  STATUS(TPDE_EXISTS, wait_for(job));
+  OK(tpde_job_free(job));
+  free_checkpoints(c);
+}
+
 void test_applied_source(const char *folder) {
   checkpoints c = make_checkpoints(30000);
   const char *const deltas[] = {pack(c, folder)};
