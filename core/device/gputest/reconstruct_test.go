@@ -19,7 +19,7 @@ import (
 	"github.com/tpde-project/tpde/core/status"
 )
 
-var codecs = []codec.ID{codec.Elias, codec.Raw, codec.Prefix}
+var codecs = []codec.ID{codec.Elias, codec.Raw, codec.Prefix, codec.Rice}
 
 // samples are all codecs, dtypes of each word size, residuals, and sizes at
 // the borders of groups, rows, warps, chunks and blocks.
