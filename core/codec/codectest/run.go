@@ -141,7 +141,7 @@ func checkRebuild(t testing.TB, dec codec.Decoder, b codec.Block, res, data []by
 		}
 		for i, c := range buf {
 			if c != canary && (i < canaryBytes || i >= canaryBytes+n) {
-				return fmt.Errorf("Rebuild wrote at byte %d, outside the %d bytes of the target", i-canaryBytes, n)
+				return fmt.Errorf("the rebuild wrote at byte %d, outside the %d bytes of the target", i-canaryBytes, n)
 			}
 		}
 	}
