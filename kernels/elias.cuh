@@ -19,6 +19,7 @@ const u32 kLanes = 32;
 const u32 kBlockWords = 1u << 19;
 const u32 kMaxZeros = 8;    // zeros that announce a plain word
 const u32 kMaxGapBits = 15;
+const u32 kBeyondLane = 0x7fff;  // stands for every gap above it; no lane has as many words
 const u32 kDense = 3;       // the class in which every word has a value
 const u32 kSign = 0xfe, kVerbatim = 0xff;
 
@@ -35,17 +36,19 @@ struct Tables {
 };
 static_assert(sizeof(Tables) == 288, "layout is shared with the host");
 
-// Reads a gap; what no encoder writes comes out below 2^15 as well.
+// Reads a gap. One that no encoder writes comes out as one that no lane can
+// close, and below 2^15.
 TPDE_FN u32 read_gap(Bits& bits, u32 k) {
-  u32 zeros = min_u32(leading_zeros(bits.peek()), kMaxGapBits);
-  u32 n = 2 * zeros + 1 + k;
+  const u32 zeros = leading_zeros(bits.peek());
+  if (zeros > kMaxGapBits) return kBeyondLane;
+  const u32 n = 2 * zeros + 1 + k;
   if (n <= 32) {
-    u32 v = (bits.peek() >> (32 - n)) - (1u << k);
+    const u32 v = (bits.peek() >> (32 - n)) - (1u << k);
     bits.skip(n);
-    return v & 0x7fff;
+    return min_u32(v, kBeyondLane);
   }
-  u32 q = bits.take(2 * zeros + 1) - 1;
-  return ((q << k) | bits.take(k)) & 0x7fff;
+  const u32 q = bits.take(2 * zeros + 1) - 1;
+  return min_u32(q << k | bits.take(k), kBeyondLane);
 }
 
 // Reads a plain word.

@@ -50,7 +50,8 @@ TPDE_FN Group load_whole(const void* p) {
 TPDE_FN void store_whole(void* p, const Group& g) {
 #ifdef __CUDA_ARCH__
   // In C++ it has been seen to come out as four stores.
-  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(g.w[0]), "r"(g.w[1]), "r"(g.w[2]), "r"(g.w[3]) : "memory");
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(g.w[0]), "r"(g.w[1]), "r"(g.w[2]), "r"(g.w[3])
+               : "memory");
 #else
   require_16(p);
   __builtin_memcpy(p, &g, 16);

@@ -31,10 +31,12 @@ var tried = []codec.ID{codec.Raw, codec.Zstd, codec.Rice, codec.Prefix}
 func chooseEncoder(s source, o Options) (codec.Encoder, codec.ID, error) {
 	room := getScratch()
 	defer putScratch(room)
-	all := sample(s, room)
+	all, err := sample(s, room)
+	if err != nil {
+		return nil, 0, err
+	}
 	id := o.Codec
 	if id == codec.Auto {
-		var err error
 		if id, err = choose(s, all, o); err != nil {
 			return nil, 0, err
 		}
@@ -43,7 +45,7 @@ func chooseEncoder(s source, o Options) (codec.Encoder, codec.ID, error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	return c.Plan(s.desc.Type, runs(all), o.Level), id, nil
+	return c.Plan(s.desc.Type, runs(all), s.words(), o.Level), id, nil
 }
 
 // choose returns the codec that is smallest on a part of the sample, but prefix
@@ -89,7 +91,7 @@ func trialSize(s source, trial codec.Block, id codec.ID, o Options) (int, error)
 		return 0, err
 	}
 	w := s.desc.Type.WordBytes()
-	enc := c.Plan(s.desc.Type, runs(trial), o.Level)
+	enc := c.Plan(s.desc.Type, runs(trial), s.words(), o.Level)
 	// In chunks of the size that they will have, so that what a chunk costs
 	// counts as it will.
 	words, err := chunkWords(s.desc, uint64(len(s.target)/w), enc, o)
@@ -128,7 +130,7 @@ func thin(all codec.Block, room *scratch) codec.Block {
 }
 
 // sample returns the sampled runs, one behind the other, as one block in room.
-func sample(s source, room *scratch) codec.Block {
+func sample(s source, room *scratch) (codec.Block, error) {
 	w := uint64(s.desc.Type.WordBytes())
 	size := uint64(len(s.target))
 	run := min(max(size/w/sampleShare, minSampleWords), maxSampleWords) / sampleRuns * w
@@ -146,11 +148,14 @@ func sample(s source, room *scratch) codec.Block {
 	buf := getScratch()
 	defer putScratch(buf)
 	for _, from := range starts {
-		b, _ := s.block(buf, from, from+run)
+		b, _, err := s.block(buf, from, from+run)
+		if err != nil {
+			return all, err
+		}
 		all.Base = append(all.Base, b.Base...)
 		all.Residual = append(all.Residual, b.Residual...)
 	}
-	return all
+	return all, nil
 }
 
 // runs cuts a block into the runs that it was sampled in, about.

@@ -177,7 +177,7 @@ func TestKernel(t *testing.T) {
 			for _, density := range []float64{0, 0.01, 0.2, 1} {
 				for _, wide := range []float64{0, 0.1, 1} {
 					b := block(k.rng, typ, words, density, wide, false)
-					enc := factory{}.Plan(typ, []codec.Block{b}, codec.LevelDefault)
+					enc := factory{}.Plan(typ, []codec.Block{b}, 0, codec.LevelDefault)
 					p := pack(t, fmt.Sprintf("%v/%d/%v/%v", typ, words, density, wide), b, enc)
 					k.add(p, p.data, kernelMode{})
 					k.add(p, p.data, kernelMode{inPlace: true, off: k.rng.IntN(3)})
@@ -185,12 +185,12 @@ func TestKernel(t *testing.T) {
 			}
 		}
 		b := block(k.rng, typ, 9001, 0.3, 0.3, true)
-		p := pack(t, fmt.Sprintf("%v without a base", typ), b, factory{}.Plan(typ, []codec.Block{b}, codec.LevelDefault))
+		p := pack(t, fmt.Sprintf("%v without a base", typ), b, factory{}.Plan(typ, []codec.Block{b}, 0, codec.LevelDefault))
 		k.add(p, p.data, kernelMode{noBase: true, off: k.rng.IntN(3)})
 		// Tables that were made for other data: exceptions, and classes that
 		// have no words.
 		other := block(k.rng, typ, 3000, 0.02, 0.2, false)
-		enc := factory{}.Plan(typ, []codec.Block{other}, codec.LevelDefault)
+		enc := factory{}.Plan(typ, []codec.Block{other}, 0, codec.LevelDefault)
 		for _, wide := range []float64{0.01, 0.7} {
 			p = pack(t, fmt.Sprintf("%v with other tables", typ), block(k.rng, typ, 9001, 0.1, wide, false), enc)
 			k.add(p, p.data, kernelMode{})
@@ -208,7 +208,7 @@ func TestKernelChunks(t *testing.T) {
 		"long fine-tune": codectest.FineTune(100_000), "nothing": block(k.rng, dtype.F32, 1<<16, 0, 0, false),
 		"long and sparse": block(k.rng, dtype.U8, 1<<18, 1e-4, 0.5, false), "long and wide": block(k.rng, dtype.F64, 1<<17, 0.05, 1, false),
 	} {
-		p := pack(t, name, b, factory{}.Plan(b.Type, []codec.Block{b}, codec.LevelDefault))
+		p := pack(t, name, b, factory{}.Plan(b.Type, []codec.Block{b}, 0, codec.LevelDefault))
 		k.add(p, p.data, kernelMode{})
 		k.add(p, p.data, kernelMode{inPlace: true})
 	}
@@ -252,7 +252,7 @@ func TestKernelDamaged(t *testing.T) {
 	for _, typ := range kernelTypes {
 		for _, c := range []struct{ density, wide float64 }{{0.05, 0}, {0.3, 0.3}} {
 			b := block(k.rng, typ, 300, c.density, c.wide, false)
-			p := pack(t, fmt.Sprintf("%v/%v damaged", typ, c.density), b, factory{}.Plan(typ, []codec.Block{b}, codec.LevelDefault))
+			p := pack(t, fmt.Sprintf("%v/%v damaged", typ, c.density), b, factory{}.Plan(typ, []codec.Block{b}, 0, codec.LevelDefault))
 			for bit := range 8 * len(p.data) {
 				data := bytes.Clone(p.data)
 				data[bit/8] ^= 1 << (bit % 8)
@@ -269,7 +269,7 @@ func TestKernelDamaged(t *testing.T) {
 		block(k.rng, dtype.BF16, 40_000, 0.5, 0.01, false), block(k.rng, dtype.F32, 20_000, 0.3, 0.5, false), block(k.rng, dtype.U8, 30_000, 0.7, 0, false),
 		codectest.RLSteps(maxListed+1, 1), block(k.rng, dtype.F32, maxListed+1, 0.01, 1, false),
 	} {
-		p := pack(t, fmt.Sprintf("%v longer", b.Type), b, factory{}.Plan(b.Type, []codec.Block{b}, codec.LevelDefault))
+		p := pack(t, fmt.Sprintf("%v longer", b.Type), b, factory{}.Plan(b.Type, []codec.Block{b}, 0, codec.LevelDefault))
 		for round := range 60 {
 			data := bytes.Clone(p.data)
 			at := k.rng.IntN(len(data))

@@ -132,6 +132,9 @@ func TestPrepareChoosesKernel(t *testing.T) {
 		{codec.Rice, dtype.BF16, residual.Bit, "rice.cu -DWORD=u16"},
 		{codec.Rice, dtype.F64, residual.Add, "rice.cu -DWORD=u64 -DADD=F64"},
 		{codec.Zstd, dtype.BF16, residual.Bit, "zstd.cu -DWORD=u16"},
+		{codec.Prefix, dtype.BF16, residual.Bit, "prefix.cu -DWORD=u16"},
+		{codec.Prefix, dtype.F32, residual.Add, "prefix.cu -DWORD=u32 -DADD=F32"},
+		{codec.Prefix, dtype.F8E5M2, residual.Add, "prefix.cu -DWORD=u8 -DADD=F8E5M2"},
 		{codec.Zstd, dtype.F64, residual.Add, "zstd.cu -DWORD=u64 -DADD=F64"},
 	} {
 		if got := prepare(t, c.id, c.dt, c.kind, 64).kernel.module(); got != c.want {
