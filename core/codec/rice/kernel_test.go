@@ -229,14 +229,14 @@ func TestKernelChunks(t *testing.T) {
 					at = min(at+k.rng.IntN(50), len(b.Residual)/w-1)
 				}
 			}
-			p := pack(t, fmt.Sprintf("%v far apart, %v", typ, wide), b, factory{}.Plan(typ, []codec.Block{b}, codec.LevelDefault))
+			p := pack(t, fmt.Sprintf("%v far apart, %v", typ, wide), b, factory{}.Plan(typ, []codec.Block{b}, 0, codec.LevelDefault))
 			k.add(p, p.data, kernelMode{off: 1})
 			k.add(p, p.data, kernelMode{inPlace: true})
 		}
 	}
 	// Long distances in a code for short ones: more zeros than the list holds.
 	short := block(k.rng, dtype.U8, 3000, 1, 0, false)
-	p := pack(t, "long distances", block(k.rng, dtype.U8, 200_000, 1e-4, 0, false), factory{}.Plan(dtype.U8, []codec.Block{short}, codec.LevelDefault))
+	p := pack(t, "long distances", block(k.rng, dtype.U8, 200_000, 1e-4, 0, false), factory{}.Plan(dtype.U8, []codec.Block{short}, 0, codec.LevelDefault))
 	k.add(p, p.data, kernelMode{})
 	k.add(p, p.data, kernelMode{inPlace: true})
 	k.run()
