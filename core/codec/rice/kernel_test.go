@@ -12,6 +12,7 @@ import (
 	"github.com/tpde-project/tpde/core/codec"
 	"github.com/tpde-project/tpde/core/codec/codectest"
 	"github.com/tpde-project/tpde/core/dtype"
+	"github.com/tpde-project/tpde/core/quant"
 	"github.com/tpde-project/tpde/core/residual"
 	"github.com/tpde-project/tpde/core/word"
 )
@@ -36,6 +37,8 @@ type kernelMode struct {
 	inPlace bool
 	off     int  // words by which buffers are not aligned
 	noBase  bool // the base is all zeros
+	kind    residual.Kind
+	quant   []byte // what is sent in place of a quantised base
 }
 
 // packed is an encoded block.
@@ -84,13 +87,17 @@ func (k *kernelRequests) add(p *packed, data []byte, m kernelMode) {
 	} {
 		k.bytes = le.AppendUint32(k.bytes, v)
 	}
-	k.bytes = append(append(append(k.bytes, pad(p.tables)...), pad(b.Base)...), data...)
+	base := b.Base
+	if m.quant != nil {
+		base = m.quant
+	}
+	k.bytes = append(append(append(k.bytes, pad(p.tables)...), pad(base)...), data...)
 
-	x := kernelWant{name: fmt.Sprintf("%s %+v", p.name, m), size: len(pad(b.Base))}
+	x := kernelWant{name: fmt.Sprintf("%s, in place: %v, off: %v", p.name, m.inPlace, m.off), size: len(pad(b.Base))}
 	res := word.Bytes(make([]uint64, len(b.Base)/8+1))[:len(b.Base)]
 	if p.dec.Decode(codec.Block{Type: b.Type, Base: b.Base, Residual: res}, data, p.deltas) == nil {
 		x.target = bytes.Clone(b.Base)
-		residual.Apply(residual.Bit, b.Type, x.target, b.Base, res)
+		residual.Apply(m.kind, b.Type, x.target, b.Base, res)
 	} else if bytes.Equal(data, p.data) {
 		k.t.Fatalf("%s: Go does not decode what it encoded", p.name)
 	}
@@ -99,10 +106,10 @@ func (k *kernelRequests) add(p *packed, data []byte, m kernelMode) {
 
 // run checks the answers: what Go decodes comes out the same; what Go refuses
 // may be taken where telling would cost too much.
-func (k *kernelRequests) run() {
+func (k *kernelRequests) run(flags ...string) {
 	t := k.t.(*testing.T)
 	t.Helper()
-	got := codectest.RunKernel(t, k.bytes)
+	got := codectest.RunKernel(t, k.bytes, flags...)
 	refused, taken := 0, 0
 	for i, x := range k.want {
 		if len(got) < 4+x.size {
@@ -240,6 +247,67 @@ func TestKernelChunks(t *testing.T) {
 	k.add(p, p.data, kernelMode{})
 	k.add(p, p.data, kernelMode{inPlace: true})
 	k.run()
+}
+
+// TestKernelQuantised decodes against the codes of quantised bases, without
+// zero points.
+func TestKernelQuantised(t *testing.T) {
+	for flag, typ := range map[string]dtype.Type{"kBF16": dtype.BF16, "kF32": dtype.F32} {
+		k := &kernelRequests{t: t, rng: rand.New(rand.NewPCG(7, 8))}
+		for _, scheme := range []quant.Scheme{
+			{Kind: quant.Linear, Bits: 4, Group: 64, Scale: dtype.BF16},
+			{Kind: quant.Linear, Bits: 3, Group: 100, Scale: dtype.F32},
+			{Kind: quant.Linear, Bits: 8, Group: 128, Scale: dtype.F16},
+		} {
+			for _, words := range []int{1, 5000, 8192, 20_001, maxListed + 1} {
+				b := block(k.rng, typ, words, 0.02, 0.3, false)
+				n := uint64(words)
+				d := &quant.Data{Packed: make([]byte, scheme.PackedBytes(n)), Scale: make([]byte, scheme.ScaleBytes(n))}
+				if err := quant.Quantize(t.Context(), d, &scheme, b.Base, typ, 0); err != nil {
+					t.Fatal(err)
+				}
+				if err := quant.Dequantize(t.Context(), b.Base, typ, &scheme, d, 0); err != nil {
+					t.Fatal(err)
+				}
+				q, err := scheme.Descriptor(quant.Pointers{Packed: 8, Scale: 8}, n) // kernel.cc has its own
+				if err != nil {
+					t.Fatal(err)
+				}
+				pad := func(b []byte) []byte { return append(bytes.Clone(b), make([]byte, -len(b)&3)...) }
+				m := kernelMode{quant: append(append(bytes.Clone(q[:]), pad(d.Packed)...), pad(d.Scale)...)}
+				p := pack(t, fmt.Sprintf("%v/%d on %d bits", typ, words, scheme.Bits), b, factory{}.Plan(typ, []codec.Block{b}, 0, codec.LevelDefault))
+				k.add(p, p.data, m)
+				m.off = 1
+				k.add(p, p.data, m)
+			}
+		}
+		k.run("-DQUANT=quant::" + flag)
+	}
+}
+
+// TestKernelAdd decodes floats that are added.
+func TestKernelAdd(t *testing.T) {
+	for flag, typ := range map[string]dtype.Type{"BF16": dtype.BF16, "F16": dtype.F16, "F32": dtype.F32, "F64": dtype.F64} {
+		k := &kernelRequests{t: t, rng: rand.New(rand.NewPCG(9, 10))}
+		shift, width := typ.Exponent()
+		w := typ.WordBytes()
+		for _, density := range []float64{0.01, 0.6} {
+			b := block(k.rng, typ, 20_001, 0, 0, false)
+			for at := 0; at < len(b.Base); at += w {
+				var buf [8]byte
+				copy(buf[:], b.Base[at:at+w])
+				v := binary.LittleEndian.Uint64(buf[:])
+				if v>>shift&(1<<width-1) > 3 && k.rng.Float64() < density { // plus an eighth
+					binary.LittleEndian.PutUint64(buf[:], v-3<<shift)
+					copy(b.Residual[at:], buf[:w])
+				}
+			}
+			p := pack(t, fmt.Sprintf("%v added", typ), b, factory{}.Plan(typ, []codec.Block{b}, 0, codec.LevelDefault))
+			k.add(p, p.data, kernelMode{kind: residual.Add})
+			k.add(p, p.data, kernelMode{kind: residual.Add, inPlace: true, off: 1})
+		}
+		k.run("-DADD="+flag, "-ffp-contract=off")
+	}
 }
 
 // maxListed is kMaxWords of kernels/rice_state.cuh.
