@@ -184,7 +184,8 @@ struct Shared {
   u32 value_end;
   Notes notes;
   u32 sums[kWarps];
-  u32 lane_start[kMaxLanes + 1];        // bit of the first value of a lane
+  u32 lane_start[kMaxLanes];            // bit of the first value of a lane
+  u32 lane_word[kMaxLanes];             // its first dense word, if it walks
   Head head;
   u32 far_events;
   u32 too_wide;                         // not 0: the list does not hold the quotients
