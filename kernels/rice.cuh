@@ -111,8 +111,7 @@ TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& t
 template <typename Word>
 TPDE_FN void check_found(Shared<Word>& s) {
   EACH_THREAD(t, kThreads) {
-    if (t < kClasses && s.progress[t].done != s.head.events[t]) s.bad = 1;
-    if (t == kDense && s.progress[t].passed != s.head.events[t]) s.bad = 1;
+    if (t < kClasses && s.progress[t].done != s.head.events[t]) raise(&s.bad);
   }
 }
 

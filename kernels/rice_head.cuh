@@ -121,7 +121,7 @@ TPDE_FN void apply_exceptions(Shared<Word>& s, const Block<Word>& b, const u32* 
   for (u32 i = t; i < h.exceptions; i += kThreads) {
     const u32 p = exception_at(h, data, i, b.words);
     if (p >= b.words || (i > 0 && exception_at(h, data, i - 1, b.words) >= p)) {
-      s.bad = 1;
+      raise(&s.bad);
       break;
     }
     Word v;

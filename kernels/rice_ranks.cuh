@@ -62,7 +62,7 @@ TPDE_FN void scan_quotients(Shared<Word>& s, const u32* data, bool list) {
         for (; piece != 0 && i < h.gap_events; i++) {
           const u32 run = leading_zeros(piece);
           zeros += run;
-          if (zeros > 0xffff) s.too_wide = 1;
+          if (zeros > 0xffff) raise(&s.too_wide);
           s.list[i] = (u16)zeros;
           piece <<= run;
           piece <<= 1;
@@ -72,7 +72,7 @@ TPDE_FN void scan_quotients(Shared<Word>& s, const u32* data, bool list) {
     found += ones;
   }
   EACH_THREAD(t, kThreads) {
-    if (t == 0 && found < h.gap_events) s.bad = 1;
+    if (t == 0 && found < h.gap_events) raise(&s.bad);
   }
 }
 
@@ -129,10 +129,10 @@ TPDE_FN void make_ranks(Shared<Word>& s, const u32* data, u32 words) {
       n += low;
       const u64 rank = ((u64)(here - class_zeros) << k) + (n - s.notes.listed.low_before[c] - 1);
       if (rank >= words) {
-        s.bad = 1;
+        raise(&s.bad);
       } else if (((u64)(here - before) << k) + low > kFar) {  // no zeros are between two classes
         const u32 slot = add_shared(&s.far_events, 1);
-        if (slot < kMaxFar) s.notes.listed.far[slot] = Far{i, (u32)rank}; else s.bad = 1;
+        if (slot < kMaxFar) s.notes.listed.far[slot] = Far{i, (u32)rank}; else raise(&s.bad);
       }
       s.list[i] = (u16)rank;
       before = here;

@@ -48,7 +48,7 @@ TPDE_FN void restart(Shared<Word>& s, const u32* data, u32 words, u32 c, Cursor&
   x.distances = Distances{kBits, c == kDense ? 0 : h.events[c], h.low_at[c], h.quotient_at[c]};
   if (x.distances.left > 0 && !next_event(s, data, words, c, 0, x.distances)) {
     x.distances.rank = kBits;
-    s.bad = 1;
+    raise(&s.bad);
   }
 }
 
@@ -65,7 +65,7 @@ TPDE_FN void list_class(Shared<Word>& s, const u32* data, u32 words, u32 c, u32 
     n = p.passed - p.begin;
     if (p.passed > h.events[c]) {
       n = 0;
-      s.bad = 1;
+      raise(&s.bad);
     }
   } else {
     Distances& d = x.distances;
@@ -75,7 +75,7 @@ TPDE_FN void list_class(Shared<Word>& s, const u32* data, u32 words, u32 c, u32 
       d.rank = kBits;
       if (--d.left > 0 && !next_event(s, data, words, c, least, d)) {
         d.rank = kBits;
-        s.bad = 1;
+        raise(&s.bad);
       }
     }
   }
@@ -97,7 +97,7 @@ TPDE_FN void read_class(Shared<Word>& s, const Block<Word>& b, const Tables& tab
   for (u32 i = 0; i < s.events[c]; i++) {
     const u32 number = h.values_at[c] + p.first + i;
     if (x.next_lane < h.lanes && number == first_value(h, x.next_lane)) {
-      if (bits.position() != s.lane_start[x.next_lane]) s.bad = 1;
+      if (bits.position() != s.lane_start[x.next_lane]) raise(&s.bad);
       x.next_lane++;
     }
     const u32 at = s.list[p.from + i];
@@ -105,17 +105,17 @@ TPDE_FN void read_class(Shared<Word>& s, const Block<Word>& b, const Tables& tab
     const CodeInfo& code = tables.codes[code_of[key_of_word(tables, w)]];
     Word v = read_value<Word>(bits, tables, code);
     if (c == kDense && h.exceptions > 0 && is_exception(h, data, first + at, b.words)) {
-      if (v != (Word)code.placeholder) s.bad = 1;
+      if (v != (Word)code.placeholder) raise(&s.bad);
       v = 0;
     } else if (c != kDense && v == 0) {
-      s.bad = 1;
+      raise(&s.bad);
     }
     if (write && v != 0) {
       b.dst[first + at] = apply<Word>(w, v);
       changed += c == kDense;  // events of gap classes have been counted
     }
     if (bits.position() > h.bits) {
-      s.bad = 1;
+      raise(&s.bad);
       break;
     }
   }
@@ -226,7 +226,7 @@ TPDE_SLOW void decode_serially(Shared<Word>& s, const Block<Word> b, const Table
   barrier();
   serial_pass<Word>(s, b, tables, data, kClasses);
   EACH_THREAD(t, kThreads) {
-    if (t == 0 && !ends_at(h, data, last < kClasses ? s.notes.serial[last].value : s.value_end)) s.bad = 1;
+    if (t == 0 && !ends_at(h, data, last < kClasses ? s.notes.serial[last].value : s.value_end)) raise(&s.bad);
   }
 }
 

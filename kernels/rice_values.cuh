@@ -100,7 +100,7 @@ TPDE_FN void read_lane(Shared<Word>& s, const Tables& tables, const u32* data, u
   const u32 end = first_value(h, l + 1);
   u32 i = first_value(h, l);
   if (s.lane_start[l] > h.bits) {
-    s.bad = 1;
+    raise(&s.bad);
     return;
   }
   Bits bits;
@@ -115,12 +115,12 @@ TPDE_FN void read_lane(Shared<Word>& s, const Tables& tables, const u32* data, u
     const CodeInfo next = tables.codes[next_number % kListed];
     const Word v = read_value<Word>(bits, tables, code);
     const bool listed = number >= kListed;
-    if (listed && v != (Word)code.placeholder) s.bad = 1;
+    if (listed && v != (Word)code.placeholder) raise(&s.bad);
     values[i] = listed ? (Word)0 : v;
     number = next_number;
     code = next;
   }
-  if (!lane_ends(s, data, l, bits.position())) s.bad = 1;
+  if (!lane_ends(s, data, l, bits.position())) raise(&s.bad);
 }
 
 // Adds thread t's values to their words.
@@ -137,7 +137,7 @@ TPDE_FN void apply_values(Shared<Word>& s, const Block<Word>& b, u32 t) {
         b.dst[p] = apply<Word>(base_word(b, p), v);
         changed += c == kDense;  // events of gap classes have been counted
       } else if (c != kDense) {
-        s.bad = 1;  // an unchanged word has no event
+        raise(&s.bad);  // an unchanged word has no event
       }
     }
   }

@@ -45,7 +45,7 @@ TPDE_FN u32 read_gap_values(Shared<Word>& s, const Block<Word>& b, const Tables&
       const u32 p = position_of(s, c, i - h.values_at[c]);
       const Word w = base_word(b, p);
       const Word v = read_value<Word>(bits, tables, tables.codes[code_of[key_of_word(tables, w)]]);
-      if (v == 0) s.bad = 1;
+      if (v == 0) raise(&s.bad);
       if (write) b.dst[p] = apply<Word>(w, v);
     }
   }
@@ -57,7 +57,7 @@ template <typename Word>
 TPDE_FN void walk_lane(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data, u32 l) {
   const Head& h = s.head;
   if (s.lane_start[l] > h.bits) {
-    s.bad = 1;
+    raise(&s.bad);
     return;
   }
   Bits bits;
@@ -70,16 +70,17 @@ TPDE_FN void walk_lane(Shared<Word>& s, const Block<Word>& b, const Tables& tabl
     u32 p = s.lane_word[l];
     u32 x = find_exception(h, data, p, b.words);
     Word next = base_word(b, p);
-    for (; p < b.words && i < end; p++) {
+    const u32 limit = l + 1 < h.lanes ? s.lane_word[l + 1] : b.words;
+    for (; p < limit && i < end; p++) {
       const Word w = next;
-      if (p + 1 < b.words) next = base_word(b, p + 1);
+      if (p + 1 < limit) next = base_word(b, p + 1);
       const u32 key = key_of_word(tables, w);
       if (steps[key] >> 4 * kDense == 0) continue;
       const CodeInfo& code = tables.codes[code_of[key]];
       Word v = read_value<Word>(bits, tables, code);
       while (x < h.exceptions && exception_at(h, data, x, b.words) < p) x++;
       if (x < h.exceptions && exception_at(h, data, x, b.words) == p) {
-        if (v != (Word)code.placeholder) s.bad = 1;
+        if (v != (Word)code.placeholder) raise(&s.bad);
         v = 0;
       }
       if (v != 0) {
@@ -90,7 +91,7 @@ TPDE_FN void walk_lane(Shared<Word>& s, const Block<Word>& b, const Tables& tabl
     }
   }
   if (changed) add_shared(&s.deltas, changed);
-  if (i < end || !lane_ends(s, data, l, bits.position())) s.bad = 1;
+  if (i < end || !lane_ends(s, data, l, bits.position())) raise(&s.bad);
 }
 
 // Reads and applies all values and signs.

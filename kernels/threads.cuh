@@ -3,7 +3,9 @@
 // Such code is a sequence of phases. A phase is the body of EACH_THREAD or
 // EACH_WARP (with EACH_LANE in it), between barriers; what a thread keeps from one phase to the next is
 // Private. On the host a phase is a loop over the threads, whose order can be
-// changed: a result that depends on it shows a missing barrier.
+// changed: a result that depends on it shows a missing barrier. A program for the
+// host that defines __CUDACC__, and what of CUDA is used here, can also run the
+// threads as threads.
 #pragma once
 
 #include "common.cuh"
@@ -73,9 +75,16 @@ TPDE_FN u32 add_shared(u32* sum, u32 v) {
 #ifdef __CUDA_ARCH__
   return atomicAdd(sum, v);
 #else
-  const u32 was = *sum;
-  *sum += v;
-  return was;
+  return __atomic_fetch_add(sum, v, __ATOMIC_RELAXED);
+#endif
+}
+
+// Raises a flag that threads share.
+TPDE_FN void raise(u32* flag) {
+#ifdef __CUDA_ARCH__
+  *flag = 1;
+#else
+  __atomic_store_n(flag, 1u, __ATOMIC_RELAXED);
 #endif
 }
 

@@ -313,6 +313,37 @@ func TestKernelAdd(t *testing.T) {
 // maxListed is kMaxWords of kernels/rice_state.cuh.
 const maxListed = 1 << 18
 
+// TestKernelThreads decodes with as many threads as a GPU has, which takes its
+// code for warps and barriers.
+func TestKernelThreads(t *testing.T) {
+	if testing.Short() {
+		t.Skip("thousands of threads")
+	}
+	k := &kernelRequests{t: t, rng: rand.New(rand.NewPCG(11, 12))}
+	for _, typ := range kernelTypes {
+		for _, c := range []struct {
+			words         int
+			density, wide float64
+		}{{20_001, 0.02, 0.01}, {20_001, 1, 1}, {300, 0.2, 0.2}} {
+			b := block(k.rng, typ, c.words, c.density, c.wide, false)
+			p := pack(t, fmt.Sprintf("%v/%+v", typ, c), b, factory{}.Plan(typ, []codec.Block{b}, 0, codec.LevelDefault))
+			k.add(p, p.data, kernelMode{})
+			k.add(p, p.data, kernelMode{inPlace: true, off: 1})
+			for range 4 {
+				data := bytes.Clone(p.data)
+				data[k.rng.IntN(min(len(data), 200))] ^= 1 << k.rng.IntN(8)
+				k.add(p, data, kernelMode{inPlace: true})
+			}
+		}
+	}
+	for _, b := range []codec.Block{codectest.RL(1 << 16), codectest.RLSteps(maxListed+1, 1)} {
+		p := pack(t, "RL", b, factory{}.Plan(b.Type, []codec.Block{b}, 0, codec.LevelDefault))
+		k.add(p, p.data, kernelMode{})
+		k.add(p, p.data, kernelMode{inPlace: true})
+	}
+	k.run("-include", "testdata/threads.h")
+}
+
 // TestKernelDamaged flips every bit of small chunks, and of tables' chunks some
 // bytes, and cuts them.
 func TestKernelDamaged(t *testing.T) {

@@ -38,6 +38,42 @@ static std::vector<char> read_padded(size_t bytes) {
 
 enum Field { kWordBytes, kWords, kTableBytes, kDataBytes, kDeltas, kInPlace, kOff, kStride, kFirst, kFields };
 
+// Runs f as a block of threads, and returns what it returns.
+template <typename F>
+static bool run(const u32* fields, F f) {
+#ifdef __CUDACC__
+  struct Thread {
+    pthread_t thread;
+    u32 index;
+    F* f;
+    bool good;
+  };
+  static Thread threads[rice::kThreads];
+  block.init(rice::kThreads);
+  for (Warp& w : warps) w.barrier.init(32);
+  for (u32 t = 0; t < rice::kThreads; t++) {
+    threads[t].index = t;
+    threads[t].f = &f;
+    auto start = [](void* p) -> void* {
+      Thread* self = static_cast<Thread*>(p);
+      threadIdx.x = self->index;
+      self->good = (*self->f)();
+      return nullptr;
+    };
+    if (pthread_create(&threads[t].thread, nullptr, start, &threads[t]) != 0) abort();
+  }
+  for (Thread& t : threads) {
+    pthread_join(t.thread, nullptr);
+    if (t.good != threads[0].good) abort();
+  }
+  return threads[0].good;
+#else
+  host_stride = fields[kStride];
+  host_first = fields[kFirst];
+  return f();
+#endif
+}
+
 template <typename Word>
 static void answer(const u32* f) {
   const size_t bytes = f[kWords] * sizeof(Word), off = f[kOff] % 16 * sizeof(Word);
@@ -59,25 +95,25 @@ static void answer(const u32* f) {
   if (bytes > 0) memcpy(b.p, base.data(), bytes);
   memset(dst.p, 0xa5, bytes);
   if (f[kDataBytes] > 0) memcpy(d.p, data.data(), f[kDataBytes]);
-  rice::Block<Word> block;
-  block.base = f[kOff] >= 16 ? nullptr : reinterpret_cast<const Word*>(b.p);
-  block.dst = reinterpret_cast<Word*>(f[kInPlace] ? b.p : dst.p);
-  block.words = f[kWords];
-  block.aligned = (((u64)b.p | (u64)dst.p) & 15) == 0;
+  rice::Block<Word> chunk;
+  chunk.base = f[kOff] >= 16 ? nullptr : reinterpret_cast<const Word*>(b.p);
+  chunk.dst = reinterpret_cast<Word*>(f[kInPlace] ? b.p : dst.p);
+  chunk.words = f[kWords];
+  chunk.aligned = (((u64)b.p | (u64)dst.p) & 15) == 0;
 #ifdef QUANT
-  block.base = nullptr;
-  block.quantised = &q;
-  block.first = 0;
+  chunk.base = nullptr;
+  chunk.quantised = &q;
+  chunk.first = 0;
 #endif
-  host_stride = f[kStride];
-  host_first = f[kFirst];
   auto* shared = new rice::Shared<Word>;
   memset(static_cast<void*>(shared), 0xcd, sizeof(*shared));
-  const u32 good = rice::decode_chunk(*shared, block, *reinterpret_cast<const rice::Tables*>(t.p),
-                                      reinterpret_cast<const u32*>(d.p), f[kDataBytes] / 4, f[kDeltas]);
+  const u32 good = run(f, [&] {
+    return rice::decode_chunk(*shared, chunk, *reinterpret_cast<const rice::Tables*>(t.p), reinterpret_cast<const u32*>(d.p),
+                              f[kDataBytes] / 4, f[kDeltas]);
+  });
   delete shared;
   std::vector<char> out((bytes + 3) / 4 * 4);
-  memcpy(out.data(), block.dst, bytes);
+  memcpy(out.data(), chunk.dst, bytes);
   fwrite(&good, 4, 1, stdout);
   fwrite(out.data(), 4, out.size() / 4, stdout);
 }
