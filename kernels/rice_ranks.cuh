@@ -40,9 +40,8 @@ TPDE_FN void scan_quotients(Shared<Word>& s, const u32* data, bool list) {
   Head& h = s.head;
   Private<u32, kThreads> index;
   EACH_THREAD(t, kThreads) {
-    for (u32 c = t; c < kClasses; c += kThreads) h.quotient_at[c] = h.quotients;
+    if (t < kClasses) h.quotient_at[t] = h.quotients;  // written again behind the barriers of a scan
   }
-  barrier();
   u32 found = 0;
   for (u32 at = h.quotients; found < h.gap_events && at < h.bits; at += kThreads * kPieceBits) {
     EACH_THREAD(t, kThreads) { index[t] = count_ones(quotient_piece(h, data, at + t * kPieceBits)); }
