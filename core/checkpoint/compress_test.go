@@ -151,6 +151,14 @@ func TestCompressIsDeterministic(t *testing.T) {
 	sameTree(t, dir+"/out2", dir+"/out0")
 	restore(t, dir+"/out0", dir+"/restored")
 	sameTree(t, dir+"/restored", dir+"/model")
+	for _, group := range []uint64{8, 9, 131, 65536} {
+		compressTo(t, open(t, dir+"/model"), dir+"/group", func(o *CompressOptions) {
+			o.Base, o.GroupSize, o.Pack.Overwrite = "int3", group, true
+		})
+		os.RemoveAll(dir + "/restored")
+		restore(t, dir+"/group", dir+"/restored")
+		sameTree(t, dir+"/restored", dir+"/model")
+	}
 }
 
 func TestCompressShards(t *testing.T) {
