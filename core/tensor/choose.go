@@ -45,7 +45,7 @@ func chooseEncoder(s source, o Options) (codec.Encoder, codec.ID, error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	return c.Plan(s.desc.Type, runs(all), o.Level), id, nil
+	return c.Plan(s.desc.Type, runs(all), s.words(), o.Level), id, nil
 }
 
 // choose returns the codec that is smallest on a part of the sample, but prefix
@@ -91,7 +91,7 @@ func trialSize(s source, trial codec.Block, id codec.ID, o Options) (int, error)
 		return 0, err
 	}
 	w := s.desc.Type.WordBytes()
-	enc := c.Plan(s.desc.Type, runs(trial), o.Level)
+	enc := c.Plan(s.desc.Type, runs(trial), s.words(), o.Level)
 	// In chunks of the size that they will have, so that what a chunk costs
 	// counts as it will.
 	words, err := chunkWords(s.desc, uint64(len(s.target)/w), enc, o)

@@ -129,6 +129,9 @@ type source struct {
 	target []byte
 }
 
+// words returns the number of words.
+func (s *source) words() uint64 { return uint64(len(s.target) / s.desc.Type.WordBytes()) }
+
 // encodedChunk is one chunk on its way to the writer.
 type encodedChunk struct {
 	data              []byte

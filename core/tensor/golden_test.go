@@ -108,6 +108,14 @@ func TestGoldenFiles(t *testing.T) {
 		{codec.Elias, residual.Bit, dtype.F64},
 		{codec.Elias, residual.Bit, dtype.I8},
 		{codec.Elias, residual.Add, dtype.F32},
+		{codec.Prefix, residual.Bit, dtype.BF16},
+		{codec.Prefix, residual.Bit, dtype.F64},
+		{codec.Prefix, residual.Bit, dtype.I32},
+		{codec.Prefix, residual.Add, dtype.F32},
+		{codec.Rice, residual.Bit, dtype.BF16},
+		{codec.Rice, residual.Bit, dtype.F64},
+		{codec.Rice, residual.Bit, dtype.I8},
+		{codec.Rice, residual.Add, dtype.F32},
 	} {
 		name := c.codec.String() + "-" + c.kind.String() + "-" + strings.ToLower(c.dt.String())
 		path := filepath.Join("testdata", name)

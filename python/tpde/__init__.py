@@ -40,7 +40,7 @@ from tpde._status import (
 )
 
 if TYPE_CHECKING:
-    from tpde import cuda, nn
+    from tpde import cuda, nn, quant
     from tpde._api import inspect, pack, pack_chain, unpack, verify
     from tpde._compress import compress
     from tpde._reports import CompressedReport, DeltaReport, FileReport, TensorReport, Totals, UnpackReport
@@ -115,6 +115,7 @@ __all__ = [
     "nn",
     "pack",
     "pack_chain",
+    "quant",
     "quantize",
     "read_index",
     "reconstruct",
@@ -129,7 +130,7 @@ def __getattr__(name: str) -> Any:
     value: Any
     if name in _HOME_OF:
         value = getattr(importlib.import_module(f"tpde.{_HOME_OF[name]}"), name)
-    elif name in ("cuda", "nn"):
+    elif name in ("cuda", "nn", "quant"):
         value = importlib.import_module(f"tpde.{name}")
     elif name == "__version__":
         from importlib.metadata import version

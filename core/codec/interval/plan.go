@@ -14,8 +14,16 @@ const CostUnit = 256
 type Options struct {
 	MaxLength  uint // bits of the longest code, at most MaxLength
 	MaxTotal   uint // bits of a code with its plain bits
+	MaxRaw     uint // plain bits of an interval; 0 means as many as MaxTotal allows
 	MaxSymbols int  // intervals, at most MaxSymbols
 	Escape     uint // bits that a word costs which the code leaves out
+}
+
+func (o *Options) maxRaw() uint {
+	if o.MaxRaw > 0 {
+		return min(63, o.MaxTotal, o.MaxRaw)
+	}
+	return min(63, o.MaxTotal)
 }
 
 // symbolCost is about what a symbol takes in a file.
@@ -116,7 +124,7 @@ func (p *planner[T]) node(lo, hi int, base uint64, raw uint) int {
 // leaf returns the cost of count words as one interval, -1 if there can be
 // none so wide.
 func (p *planner[T]) leaf(count int, raw uint) int {
-	if raw > 63 || raw > p.o.MaxTotal {
+	if raw > p.o.maxRaw() {
 		return -1
 	}
 	longest := min(p.o.MaxLength, p.o.MaxTotal-raw)

@@ -114,7 +114,7 @@ func (r *refiner[T]) moves(try func([]part)) {
 		}
 		if i+1 < len(r.parts) {
 			y := r.parts[i+1]
-			if x.raw == y.raw && x.base>>x.raw^1 == y.base>>x.raw && x.raw+1 < min(64, r.o.MaxTotal) {
+			if x.raw == y.raw && x.base>>x.raw^1 == y.base>>x.raw && x.raw < r.o.maxRaw() {
 				replace(i, i+2, part{x.base, x.raw + 1, x.lo, y.hi})
 			}
 		}

@@ -18,12 +18,16 @@ type classifier struct {
 	// count the words of all classes at once.
 	steps   [1 << maxKeyBits]uint64
 	context [1 << maxKeyBits]uint8
+	// class is that of the keys, if they are few.
+	class [256]uint8
+	keys  int
+	gaps  int // gap classes
 }
 
 const keyMask = 1<<maxKeyBits - 1
 
 func newClassifier(t *tables) *classifier {
-	k := &classifier{mask: t.mask, shift: t.shift}
+	k := &classifier{mask: t.mask, shift: t.shift, keys: 1 << t.keyBits(), gaps: len(t.gaps)}
 	for at := uint(0); at < 64; at += t.width {
 		k.lanes |= t.mask >> t.shift << at
 	}
@@ -33,7 +37,11 @@ func newClassifier(t *tables) *classifier {
 			next++
 		}
 		k.context[key] = uint8(next - 1)
-		k.steps[key] = 1 << (8 * t.contexts[next-1].class)
+		class := t.contexts[next-1].class
+		k.steps[key] = 1 << (8 * class)
+		if key < len(k.class) {
+			k.class[key] = class
+		}
 	}
 	return k
 }

@@ -5,6 +5,7 @@ import (
 
 	"github.com/tpde-project/tpde/core/codec"
 	"github.com/tpde-project/tpde/core/codec/bitio"
+	"github.com/tpde-project/tpde/core/codec/interval"
 	"github.com/tpde-project/tpde/core/status"
 	"github.com/tpde-project/tpde/core/word"
 )
@@ -13,7 +14,7 @@ type decoder[T word.Word] struct {
 	tables      *tables
 	class       *classifier
 	readers     []*valueReader[T] // by context; nil where there are no values
-	finders     []*finder[T]      // as readers
+	codes       []*interval.Code  // as readers
 	placeholder []T               // by context: what stands for an exception in the dense class
 	pool        sync.Pool         // *decodeState[T]
 }
@@ -28,17 +29,18 @@ type decodeState[T word.Word] struct {
 }
 
 func newDecoder[T word.Word](t *tables) *decoder[T] {
-	d := &decoder[T]{tables: t, class: newClassifier(t), finders: newFinders[T](t)}
+	d := &decoder[T]{tables: t, class: newClassifier(t)}
 	readers := make([]*valueReader[T], len(t.codes))
 	for i := range t.codes {
 		readers[i] = newValueReader[T](&t.codes[i].Code)
 	}
 	d.readers = make([]*valueReader[T], len(t.contexts))
+	d.codes = make([]*interval.Code, len(t.contexts))
 	d.placeholder = make([]T, len(t.contexts))
 	for i, c := range t.contexts {
 		if t.hasValues(c.class) {
-			code := &t.codes[c.code]
-			d.readers[i] = readers[c.code]
+			code := &t.codes[c.code].Code
+			d.readers[i], d.codes[i] = readers[c.code], code
 			d.placeholder[i] = T(code.Symbols[code.Shortest()].Base)
 		}
 	}

@@ -1,6 +1,7 @@
 package rice
 
 import (
+	"slices"
 	"sync"
 
 	"github.com/tpde-project/tpde/core/codec"
@@ -102,6 +103,7 @@ func (e *encoder[T]) collect(base, res []T, s *encodeState) (deltas uint32) {
 			e.add(s, f, base[f.at], v)
 		}
 	}
+	slices.Sort(s.exceptions) // scan may list one class before another
 	return deltas
 }
 

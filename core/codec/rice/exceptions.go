@@ -83,9 +83,8 @@ func (x *exceptions[T]) read(data []byte, n, words int) error {
 	return nil
 }
 
-// merge checks that every exception is one, and replaces what stands for those
-// of the dense class. It returns how many of the others there are; what is left
-// in x are those.
+// merge checks that every exception is one, and puts those of the dense class
+// in the place of what stands for them. The others stay in x.
 func (d *decoder[T]) merge(x *exceptions[T], at *slots, base []T, positions []uint32, values []T) error {
 	next := at.start
 	kept := 0
@@ -103,7 +102,7 @@ func (d *decoder[T]) merge(x *exceptions[T], at *slots, base []T, positions []ui
 		switch {
 		case c == dense:
 			// Every dense word has a slot.
-			if values[slot] != d.placeholder[context] || d.finders[context].find(v) >= 0 {
+			if values[slot] != d.placeholder[context] || d.codes[context].Find(uint64(v)) >= 0 {
 				return errNoException
 			}
 			values[slot] = v
@@ -111,7 +110,7 @@ func (d *decoder[T]) merge(x *exceptions[T], at *slots, base []T, positions []ui
 		case coded || v == 0:
 			return errNoException
 		case d.tables.gaps[c].coded:
-			if d.finders[context].find(v) >= 0 {
+			if d.codes[context].Find(uint64(v)) >= 0 {
 				return errNoException
 			}
 		case v == 1 || v == ^T(0):

@@ -16,14 +16,26 @@ import (
 // 128 says that the word has an event. The dense class has a counter that
 // stands at 128, so that each of its words does.
 func locate[T word.Word](k *classifier, base []T, at *slots, ranks []uint32) bool {
+	p := progress{next: at.start}
+	done, ok := locateGroups(k, base, at, ranks, &p)
+	return ok && locateFrom(k, base, done, at, ranks, &p) && p.next == at.end
+}
+
+// progress is how far the search for events has come.
+type progress struct {
+	next   [classes]int    // slot of the next event of each class
+	passed [classes]uint32 // words of each class so far
+}
+
+// locateFrom is locate from the word at start on.
+func locateFrom[T word.Word](k *classifier, base []T, start int, at *slots, ranks []uint32, p *progress) bool {
 	size := word.Size[T]()
 	group, part := groupBytes/size, partBytes/size
-	next := at.start
-	var passed [classes]uint32 // words of each class before the strip
-	for first := 0; first < len(base); first += stripWords {
+	next, passed := &p.next, &p.passed
+	for first := start; first < len(base); first += stripWords {
 		strip := base[first:min(first+stripWords, len(base))]
 		bytes := word.Bytes(strip)
-		counters := packCounters(at, &next, ranks, &passed)
+		counters := packCounters(at, next, ranks, passed)
 		counted := uint64(0)
 		for j := 0; j < len(strip); {
 			if j+group <= len(strip) {
@@ -70,7 +82,7 @@ func locate[T word.Word](k *classifier, base []T, at *slots, ranks []uint32) boo
 			passed[c] += uint32(counted >> (8 * c) & 0xff)
 		}
 	}
-	return next == at.end
+	return true
 }
 
 // full is the packed counters when no class has a word left before its event.

@@ -25,7 +25,7 @@ const (
 )
 
 // planTables chooses classes, codes and the chunk size from samples.
-func planTables[T word.Word](dt dtype.Type, samples []codec.Block, level codec.Level) (*tables, int) {
+func planTables[T word.Word](dt dtype.Type, samples []codec.Block, words uint64, level codec.Level) (*tables, int) {
 	t := newTables(dt)
 	t.shift = t.width - 1
 	if shift, exponent := dt.Exponent(); exponent > 0 {
@@ -34,10 +34,10 @@ func planTables[T word.Word](dt dtype.Type, samples []codec.Block, level codec.L
 	keys := &classifier{mask: t.mask, shift: t.shift}
 	bins, stride := gather[T](keys, t.keyBits(), samples)
 	if len(bins) == 0 {
-		everything(&t)
+		everything[T](&t)
 		return &t, chunkWords(word.Size[T](), 1, 1, level)
 	}
-	p := newPartition(bins, stride, scaleOf(samples), t.width)
+	p := newPartition(bins, stride, scaleOf(samples, words), t.width)
 	if shift, exponent := dt.Exponent(); exponent > 0 {
 		p.scales = t.shift == uint(shift)
 	}
@@ -51,36 +51,19 @@ func planTables[T word.Word](dt dtype.Type, samples []codec.Block, level codec.L
 	return &t, n
 }
 
-// scaleOf estimates how much larger a tensor is than its samples: core/tensor
-// looks at a sixteenth of a large tensor, but at all of a small one.
-func scaleOf(samples []codec.Block) int {
-	words := 0
+// scaleOf returns how much larger a tensor of so many words is than its samples.
+func scaleOf(samples []codec.Block, words uint64) int {
+	sampled := uint64(0)
 	for _, s := range samples {
-		words += s.Words()
+		sampled += uint64(s.Words())
 	}
-	switch {
-	case words < 32<<10:
-		return 1
-	case words == 32<<10:
-		return 6
-	}
-	return 16
+	return int(max(1, words/max(sampled, 1)))
 }
 
 // everything makes tables that code every word as it is.
-func everything(t *tables) {
+func everything[T word.Word](t *tables) {
 	t.hasDense, t.denseCount.order = true, 10
-	var code interval.Code
-	switch t.width { // a code made of no words covers all
-	case 8:
-		code, _ = interval.Plan[uint8](nil, codeOptions(t.width))
-	case 16:
-		code, _ = interval.Plan[uint16](nil, codeOptions(t.width))
-	case 32:
-		code, _ = interval.Plan[uint32](nil, codeOptions(t.width))
-	default:
-		code, _ = interval.Plan[uint64](nil, codeOptions(t.width))
-	}
+	code, _ := interval.Plan[T](nil, codeOptions(t.width)) // covers all
 	t.codes = []tableCode{{Code: code}}
 	t.contexts = []context{{class: dense}}
 }
@@ -116,7 +99,6 @@ func lowBits(words, events int) (k uint8, cost int) {
 // over bins are what makes every candidate cheap to judge.
 type partition[T word.Word] struct {
 	bins                  []bin[T]
-	options               interval.Options
 	scales                bool // neighbouring keys differ by a factor of two
 	stride, scale         int
 	width                 uint
@@ -127,7 +109,7 @@ type partition[T word.Word] struct {
 func newPartition[T word.Word](bins []bin[T], stride, scale int, width uint) *partition[T] {
 	n := len(bins) + 1
 	p := &partition[T]{
-		bins: bins, options: codeOptions(width), stride: stride, scale: scale, width: width,
+		bins: bins, stride: stride, scale: scale, width: width,
 		words: make([]int, n), changed: make([]int, n), units: make([]int, n),
 		gapValues: make([]int, n), allValues: make([]int, n),
 	}
@@ -136,8 +118,8 @@ func newPartition[T word.Word](bins []bin[T], stride, scale int, width uint) *pa
 		p.words[i+1] = p.words[i] + b.words
 		p.changed[i+1] = p.changed[i] + b.changed
 		p.units[i+1] = p.units[i] + b.units
-		p.gapValues[i+1] = p.gapValues[i] + b.valueCost(0, stride, scale)
-		p.allValues[i+1] = p.allValues[i] + b.valueCost((b.words-b.changed)/stride, stride, scale)
+		p.gapValues[i+1] = p.gapValues[i] + b.valueCost(0, stride)
+		p.allValues[i+1] = p.allValues[i] + b.valueCost((b.words-b.changed)/stride, stride)
 	}
 	return p
 }
@@ -246,20 +228,23 @@ func (p *partition[T]) apply(t *tables, segments []segment) (events [classes]int
 
 // addContexts appends the contexts and codes of a group.
 func (p *partition[T]) addContexts(t *tables, g *group[T], class uint8) {
-	code := g.words.Refine(g.words.Code(p.options), p.options)
+	codes, ok := p.codesOf(g)
+	if !ok { // so few words that they have no code: one for the lot
+		plain := group[T]{from: g.from, to: g.to}
+		for i := g.from; i < g.to; i++ {
+			plain.words = plain.words.Add(p.histogram(i, class == dense))
+		}
+		g = &plain
+		codes, _ = p.codesOf(g)
+	}
 	number := len(t.codes)
-	t.codes = append(t.codes, tableCode{Code: code})
+	t.codes = append(t.codes, codes...)
 	if !g.scaled {
 		t.contexts = append(t.contexts, context{first: uint16(p.bins[g.from].first), class: class, code: uint8(number)})
 		return
 	}
-	top := p.bins[g.to-1].first
-	for range top - p.bins[g.from].first {
-		code, _ = double(code)
-		t.codes = append(t.codes, tableCode{code, true})
-	}
-	for _, b := range p.bins[g.from:g.to] {
-		t.contexts = append(t.contexts, context{first: uint16(b.first), class: class, code: uint8(number + top - b.first)})
+	for i := g.from; i < g.to; i++ {
+		t.contexts = append(t.contexts, context{first: uint16(p.bins[i].first), class: class, code: uint8(number + g.to - 1 - i)})
 	}
 }
 

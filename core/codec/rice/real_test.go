@@ -7,13 +7,16 @@ import (
 	"testing"
 
 	"github.com/tpde-project/tpde/core/codec"
+	"github.com/tpde-project/tpde/core/codec/codectest"
 	"github.com/tpde-project/tpde/core/dtype"
+	"github.com/tpde-project/tpde/core/residual"
 	"github.com/tpde-project/tpde/core/safetensors"
 	"github.com/tpde-project/tpde/core/tensor"
+	"github.com/tpde-project/tpde/core/word"
 )
 
 // load returns the one tensor of a file of the test data.
-func load(t *testing.T, name string) (tensor.Desc, []byte) {
+func load(t testing.TB, name string) (tensor.Desc, []byte) {
 	t.Helper()
 	file, err := os.ReadFile("../../../tests/data/" + name + ".safetensors")
 	if err != nil {
@@ -24,7 +27,22 @@ func load(t *testing.T, name string) (tensor.Desc, []byte) {
 		t.Fatal(err)
 	}
 	x := h.Tensors[0]
-	return tensor.Desc{Type: x.Type, Shape: x.Shape}, file[h.DataStart()+x.Begin : h.DataStart()+x.End]
+	data := word.Bytes(make([]uint64, x.Bytes()/8+1))[:x.Bytes()] // aligned
+	copy(data, file[h.DataStart()+x.Begin:])
+	return tensor.Desc{Type: x.Type, Shape: x.Shape}, data
+}
+
+func BenchmarkReal(b *testing.B) {
+	c, err := codec.Get(codec.Rice)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, name := range []string{"step21", "step28"} {
+		desc, base := load(b, "rl/step20")
+		_, res := load(b, "rl/"+name)
+		residual.Compute(residual.Bit, desc.Type, res, base, res, nil)
+		codectest.BenchmarkBlock(b, c, name, codec.Block{Type: desc.Type, Base: base, Residual: res})
+	}
 }
 
 // TestRealSteps holds one and eight RL steps of a matrix of 384 x 768 to what

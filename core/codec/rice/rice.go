@@ -17,12 +17,15 @@
 //
 // # How it is taken apart
 //
-// tables.go has what holds for a tensor, and plan.go chooses it from stats.go;
-// classify.go maps base words to classes. An encoder finds the events, which
-// are the words that a chunk codes (scan.go), and writes the sections
-// (encode.go); a decoder expands distances to ranks (ranks.go), finds the words
-// of those ranks (locate.go), reads their values (values.go), and then either
-// fills a residual or patches a copy of the base (decode.go).
+// tables.go has what holds for a tensor; plan.go chooses it from what stats.go
+// counts, with the interval codes of share.go; classify.go maps base words to
+// classes. An encoder finds the events, which are the words that a chunk codes
+// (scan.go), and writes the sections (encode.go, head.go, exceptions.go). A
+// decoder expands distances to ranks (ranks.go), finds the words of those ranks
+// (locate.go), reads their values (values.go), and then either fills a residual
+// or patches a copy of the base (decode.go). groups_amd64.s scans and locates 64
+// words at a time on machines with AVX-512; the plain Go beside it does the
+// same, and all of it where there is none, or with the build tag purego.
 //
 // Sources: S. W. Golomb, "Run-length encodings", 1966; R. F. Rice, "Some
 // practical universal noiseless coding techniques", 1979.
@@ -53,16 +56,16 @@ type factory struct{}
 
 func (factory) ID() codec.ID { return codec.Rice }
 
-func (factory) Plan(t dtype.Type, samples []codec.Block, level codec.Level) codec.Encoder {
+func (factory) Plan(t dtype.Type, samples []codec.Block, words uint64, level codec.Level) codec.Encoder {
 	switch t.WordBytes() {
 	case 1:
-		return newEncoder[uint8](planTables[uint8](t, samples, level))
+		return newEncoder[uint8](planTables[uint8](t, samples, words, level))
 	case 2:
-		return newEncoder[uint16](planTables[uint16](t, samples, level))
+		return newEncoder[uint16](planTables[uint16](t, samples, words, level))
 	case 4:
-		return newEncoder[uint32](planTables[uint32](t, samples, level))
+		return newEncoder[uint32](planTables[uint32](t, samples, words, level))
 	default:
-		return newEncoder[uint64](planTables[uint64](t, samples, level))
+		return newEncoder[uint64](planTables[uint64](t, samples, words, level))
 	}
 }
 

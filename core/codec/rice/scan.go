@@ -20,8 +20,14 @@ const scanWords = 64 * stripWords
 
 // scan lists in out, which has room for all words, those that changed or are
 // dense, and adds to passed the words of each class. first is the position of
-// the first word.
+// the first word. The words of a class are in order, those of several need not be.
 func scan[T word.Word](k *classifier, base, res []T, first uint32, passed *[classes]uint32, out []found) int {
+	done, n := scanGroups(k, base, res, first, passed, out)
+	return n + scanWordwise(k, base[done:], res[done:], first+uint32(done), passed, out[n:])
+}
+
+// scanWordwise is scan in plain Go.
+func scanWordwise[T word.Word](k *classifier, base, res []T, first uint32, passed *[classes]uint32, out []found) int {
 	const denseStep = 1 << (8 * dense)
 	size := word.Size[T]()
 	group, part := groupBytes/size, partBytes/size
@@ -84,8 +90,17 @@ type finder[T word.Word] struct {
 
 func newFinder[T word.Word](c *interval.Code) *finder[T] {
 	f := &finder[T]{code: c}
-	for i := range f.small {
-		f.small[i] = int8(c.Find(uint64(T(i - 128))))
+	for i := 0; i < len(f.small); {
+		v := T(i - 128)
+		symbol, n := c.Find(uint64(v)), 1
+		if symbol >= 0 { // as far as its interval goes
+			s := &c.Symbols[symbol]
+			n = int(min(s.Base+(1<<s.Raw-1)-uint64(v), uint64(len(f.small)-1-i))) + 1
+		}
+		for range n {
+			f.small[i] = int8(symbol)
+			i++
+		}
 	}
 	return f
 }

@@ -127,7 +127,7 @@ func plainBits(bucket int) int {
 
 // valueCost estimates what an interval code of the bin's residuals costs, those
 // of zero included: a prefix code of their buckets.
-func (b *bin[T]) valueCost(zeros, stride, scale int) int {
+func (b *bin[T]) valueCost(zeros, stride int) int {
 	counts := make([]int, 0, buckets+1)
 	cost := 0
 	for i, n := range b.histogram {

@@ -10,10 +10,6 @@ import (
 // contextCost is about what a context takes in the tables.
 const contextCost = 10 * costUnit
 
-// maxDoubled is how many codes a group may make of one: with it no tables have
-// too many codes.
-const maxDoubled = 12
-
 // group is a run of bins that share an interval code.
 //
 // A step of the optimizer that is a unit of one exponent is two units of the
@@ -33,11 +29,7 @@ type group[T word.Word] struct {
 func (p *partition[T]) groups(s segment) []group[T] {
 	var groups []group[T]
 	for i := s.from; i < s.to; i++ {
-		zeros := 0
-		if s.isDense {
-			zeros = (p.bins[i].words - p.bins[i].changed) / p.stride
-		}
-		g := group[T]{from: i, to: i + 1, words: interval.HistogramOf(p.bins[i].smooth(zeros, p.scale))}
+		g := group[T]{from: i, to: i + 1, words: p.histogram(i, s.isDense)}
 		p.plan(&g)
 		groups = append(groups, g)
 	}
@@ -67,6 +59,15 @@ func (p *partition[T]) groups(s segment) []group[T] {
 	return groups
 }
 
+// histogram returns the words of a bin for which a code is made.
+func (p *partition[T]) histogram(i int, isDense bool) interval.Histogram[T] {
+	zeros := 0
+	if isDense {
+		zeros = (p.bins[i].words - p.bins[i].changed) / p.stride
+	}
+	return interval.HistogramOf(p.bins[i].smooth(zeros, p.scale))
+}
+
 // join returns the cheaper of the groups that a and b, which follow each
 // other, can make.
 func (p *partition[T]) join(a, b *group[T]) group[T] {
@@ -89,7 +90,8 @@ func (p *partition[T]) join(a, b *group[T]) group[T] {
 func (p *partition[T]) joinScaled(a, b *group[T]) (g group[T], ok bool) {
 	isScaled := func(g *group[T]) bool { return g.scaled || g.to == g.from+1 }
 	span := p.bins[b.to-1].first - p.bins[a.from].first
-	if !p.scales || !isScaled(a) || !isScaled(b) || span > min(maxDoubled, int(p.width)-4) {
+	// A code for each key: with keys that have no bin, there could be too many.
+	if !p.scales || !isScaled(a) || !isScaled(b) || span != b.to-1-a.from || span > int(p.width)-4 {
 		return g, false
 	}
 	d := uint(p.bins[b.to-1].first - p.bins[a.to-1].first)
@@ -103,12 +105,40 @@ func (p *partition[T]) joinScaled(a, b *group[T]) (g group[T], ok bool) {
 }
 
 func (p *partition[T]) plan(g *group[T]) {
-	g.cost = g.words.Cost(p.options)
+	g.cost = g.words.Cost(p.optionsOf(g))
 	contexts := 1
 	if g.scaled {
 		contexts = g.to - g.from
 	}
 	g.cost += g.extra + contexts*contextCost
+}
+
+// optionsOf keeps the intervals of a scaled group so narrow that they can be
+// doubled as often as they must be.
+func (p *partition[T]) optionsOf(g *group[T]) interval.Options {
+	o := codeOptions(p.width)
+	if g.scaled {
+		o.MaxRaw = p.width - 2 - uint(g.to-1-g.from)
+	}
+	return o
+}
+
+// codesOf returns the code of a group; for a scaled one, those of all keys from
+// the highest down. ok is false if there are none such.
+func (p *partition[T]) codesOf(g *group[T]) (codes []tableCode, ok bool) {
+	o := p.optionsOf(g)
+	code := g.words.Refine(g.words.Code(o), o)
+	codes = []tableCode{{Code: code}}
+	if !g.scaled {
+		return codes, true
+	}
+	for range g.to - 1 - g.from {
+		if code, ok = double(code); !ok {
+			return nil, false
+		}
+		codes = append(codes, tableCode{code, true})
+	}
+	return codes, true
 }
 
 // double returns a code with all intervals twice as far from zero and twice as
