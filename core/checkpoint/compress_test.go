@@ -196,6 +196,27 @@ func TestCompressOneFileAndMemory(t *testing.T) {
 	restore(t, dir+"/small", dir+"/small.safetensors")
 }
 
+// Who rebuilds tensors on a GPU is told what is not offered there.
+func TestCompressedParts(t *testing.T) {
+	dir := t.TempDir()
+	for base, want := range map[string]error{"int4": status.ErrUnsupported, "none": nil} {
+		compressTo(t, memory(t, llama()...), dir+"/"+base, func(o *CompressOptions) { o.Base = base })
+		s, err := OpenCompressedBase(dir + "/" + base)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		made, err := Apply(s, []string{ResidualPath(dir + "/" + base)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer made.Close()
+		if _, err := made.Parts(); !errors.Is(err, want) {
+			t.Errorf("%s: got %v, want %v", base, err, want)
+		}
+	}
+}
+
 func TestCompressEmbeddings(t *testing.T) {
 	dir := t.TempDir()
 	embed := normal("transformer.wte.weight", dtype.BF16, 1, 300, 64)
