@@ -12,7 +12,7 @@ namespace {
 
 // Thread blocks of a multiprocessor: 64 registers a thread, and shared memory
 // for as many.
-const u32 kBlocks = 4;
+const u32 kBlocks = 1024 / rice::kThreads;
 
 }  // namespace
 

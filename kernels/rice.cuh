@@ -9,8 +9,9 @@
 // read once, and written to the target once; changed words are written again.
 //
 // All of that is in shared memory, which is enough for what sparse changes take.
-// Chunks with more events, or very long ones, are decoded tile by tile
-// (rice_serial.cuh). The data may be anything: each read and write is bounded,
+// If there are more values than fit, their lanes walk along the base
+// (rice_walk.cuh). Chunks with more changed words, or very long ones, are decoded
+// tile by tile (rice_serial.cuh). The data may be anything: each read and write is bounded,
 // and so is the work.
 #pragma once
 
@@ -20,6 +21,7 @@
 #include "rice_state.cuh"
 #include "rice_tile.cuh"
 #include "rice_values.cuh"
+#include "rice_walk.cuh"
 
 namespace rice {
 
@@ -28,10 +30,24 @@ namespace rice {
 template <typename Word>
 constexpr bool kNear = sizeof(Word) < 8;
 
-// Notes which of the events of class c are in the tile at word `first`; the list
-// has the ranks of all of them. A warp does it.
+// How a chunk is decoded, by what of it shared memory holds.
+enum Way : u32 {
+  kAllListed,  // all events, and all values
+  kWalked,     // the events of gap classes
+  kSerially,   // neither
+};
+
 template <typename Word>
-TPDE_FN void find_range(Shared<Word>& s, const Block<Word>& b, u32 first, u32 c) {
+TPDE_FN Way way_of(const Head& h, const Tables& tables, u32 words) {
+  if ((kNear<Word> && tables.keys > kNearKeys) || words > kMaxWords || h.gap_events > kMaxList) return kSerially;
+  return h.gap_events + h.events[kDense] <= kMaxList && h.values <= Shape<Word>::kTileWords ? kAllListed : kWalked;
+}
+
+// Notes which of the events of class c are in the tile at word `first`; the list
+// has the ranks of all of them. A warp does it. If the chunk is walked, dense
+// words are counted only.
+template <typename Word>
+TPDE_FN void find_range(Shared<Word>& s, const Block<Word>& b, const Steps<Word, kNear<Word>>& steps, u32 first, u32 c, bool walk) {
   const Head& h = s.head;
   const u32 begin = s.progress[c].passed, done = s.progress[c].done;
   const u32 count = class_words(s, b, first, c);
@@ -42,18 +58,20 @@ TPDE_FN void find_range(Shared<Word>& s, const Block<Word>& b, u32 first, u32 c)
   } else if (n > end - from) {
     n = 0;  // more words than the chunk counts: told at the end
   }
+  if (c == kDense && walk) find_lanes(s, steps, first, begin, n);
   sync_warp();
   if (is_leader()) {
     s.progress[c] = Progress{begin + count, begin, done + n, done, from, begin};
-    s.events[c] = n;
+    s.events[c] = c == kDense && walk ? 0 : n;
     if (first % kPageWords == 0) s.notes.listed.page[c][first / kPageWords] = (u16)done;
   }
 }
 
 // Goes through the tiles of a chunk: applies the events of unit classes, and
-// notes the positions of the others in the list.
+// notes the positions of the others in the list. If the chunk is walked, it
+// notes those of all gap classes.
 template <typename Word>
-TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data,
+TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data, bool walk,
                           Private<Ahead<Word>, kThreads>& ahead) {
   const Steps<Word, kNear<Word>> steps(s, tables);
   const bool copy = !b.in_place();
@@ -67,7 +85,7 @@ TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& t
     count_tile(s, steps);
     barrier();
     EACH_WARP(w, kWarps) {
-      for (u32 c = w; c < kClasses; c += kWarps) find_range(s, b, first, c);
+      for (u32 c = w; c < kClasses; c += kWarps) find_range(s, b, steps, first, c, walk);
     }
     barrier();  // the copy, too, is written before the events
     EACH_THREAD(t, kThreads) {
@@ -77,7 +95,7 @@ TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& t
         u32 i = n;
         const u32 c = numbering.class_of(i);
         const Place<Word> place = locate_event(s, steps, c, i);
-        if (s.classes[c].kind == kValued) {
+        if (s.classes[c].kind == kValued || walk) {
           s.list[s.progress[c].from + i] = (u16)(first + place.at);
         } else {
           apply_sign(s, b, data, first, place, s.head.sign_at[c] + s.progress[c].first + i);
@@ -88,14 +106,8 @@ TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& t
   }
 }
 
-// Whether all that is needed of a chunk fits into shared memory.
-template <typename Word>
-TPDE_FN bool fits(const Head& h, const Tables& tables, u32 words) {
-  if (kNear<Word> && tables.keys > kNearKeys) return false;
-  return words <= kMaxWords && h.gap_events + h.events[kDense] <= kMaxList && h.values <= Shape<Word>::kTileWords;
-}
-
-// Notes whether every event was found, and every dense word has one.
+// Notes whether every event was found. Dense words beyond what the chunk counts
+// have none.
 template <typename Word>
 TPDE_FN void check_found(Shared<Word>& s) {
   EACH_THREAD(t, kThreads) {
@@ -105,19 +117,23 @@ TPDE_FN void check_found(Shared<Word>& s) {
 }
 
 template <typename Word>
-TPDE_FN void decode_events(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data,
+TPDE_FN void decode_events(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data, Way way,
                            Private<Ahead<Word>, kThreads>& ahead) {
-  if (!fits<Word>(s.head, tables, b.words) || s.too_wide) {
+  if (way == kSerially || s.too_wide) {
     decode_serially<Word>(s, b, tables, data);
     check_found(s);
     return;
   }
   make_ranks(s, data, b.words);
   if (failed(s)) return;
-  decode_tiles(s, b, tables, data, ahead);
+  decode_tiles(s, b, tables, data, way == kWalked, ahead);
   check_found(s);
   if (failed(s)) return;  // the list is not all positions
-  decode_values(s, b, tables, data);
+  if (way == kWalked) {
+    walk_values<Word>(s, b, tables, data);
+  } else {
+    decode_values(s, b, tables, data);
+  }
 }
 
 const u32 kLineWords = 32;  // 32-bit words of a cache line
@@ -158,9 +174,10 @@ TPDE_FN bool decode_chunk(Shared<Word>& s, const Block<Word>& b, const Tables& t
     }
   }
   if (failed(s)) return false;
-  scan_quotients(s, data, fits<Word>(s.head, tables, b.words));
+  const Way way = way_of<Word>(s.head, tables, b.words);
+  scan_quotients(s, data, way != kSerially);
   if (failed(s)) return false;
-  decode_events(s, b, tables, data, ahead);
+  decode_events(s, b, tables, data, way, ahead);
   if (failed(s)) return false;
   EACH_THREAD(t, kThreads) { apply_exceptions(s, b, data, t); }
   return !failed(s) && s.deltas == deltas;

@@ -95,14 +95,20 @@ TPDE_FN u32 exception_at(const Head& h, const u32* data, u32 i, u32 words) {
   return words <= kShortWords ? reinterpret_cast<const u16*>(list)[i] : reinterpret_cast<const u32*>(list)[i];
 }
 
-// Whether the word at a position is listed.
-TPDE_FN bool is_exception(const Head& h, const u32* data, u32 position, u32 words) {
+// The number of the first exception at a position or behind.
+TPDE_FN u32 find_exception(const Head& h, const u32* data, u32 position, u32 words) {
   u32 lo = 0, hi = h.exceptions;
   while (lo < hi) {
     const u32 mid = (lo + hi) / 2;
     if (exception_at(h, data, mid, words) < position) lo = mid + 1; else hi = mid;
   }
-  return lo < h.exceptions && exception_at(h, data, lo, words) == position;
+  return lo;
+}
+
+// Whether the word at a position is listed.
+TPDE_FN bool is_exception(const Head& h, const u32* data, u32 position, u32 words) {
+  const u32 i = find_exception(h, data, position, words);
+  return i < h.exceptions && exception_at(h, data, i, words) == position;
 }
 
 // Applies exceptions t, t + kThreads and so on. Nothing else is written to the

@@ -126,12 +126,11 @@ TPDE_FN void make_ranks(Shared<Word>& s, const u32* data, u32 words) {
       while (i - h.start[c] >= h.events[c]) c++;
       const u32 k = s.classes[c].low, low = low_and_one(s, data, words, c, i);
       const u32 class_zeros = h.quotient_at[c] - h.quotients - h.start[c], here = s.list[i];
-      if (i == h.start[c]) before = class_zeros;
       n += low;
       const u64 rank = ((u64)(here - class_zeros) << k) + (n - s.notes.listed.low_before[c] - 1);
       if (rank >= words) {
         s.bad = 1;
-      } else if (((u64)(here - before) << k) + low > kFar) {
+      } else if (((u64)(here - before) << k) + low > kFar) {  // no zeros are between two classes
         const u32 slot = add_shared(&s.far_events, 1);
         if (slot < kMaxFar) s.notes.listed.far[slot] = Far{i, (u32)rank}; else s.bad = 1;
       }

@@ -12,7 +12,7 @@
 
 namespace rice {
 
-const u32 kThreads = 256;  // of a block, which decodes one chunk; a power of two, 128 at least
+const u32 kThreads = 256;  // of a block, which decodes one chunk, as rice.cu says: 256 or 512
 const u32 kWarps = kThreads / 32;
 const u32 kClasses = 8;
 const u32 kDense = 7;           // the class in which every word has a value
@@ -83,12 +83,15 @@ static_assert(sizeof(Tables) == 32 + 128 + 1024, "layout is shared with the host
 template <typename Word>
 struct Shape {
   static const u32 kPer = 16 / sizeof(Word);                          // words of a group
-  static const u32 kStretch = sizeof(Word) == 1 ? 2 : 4;              // groups that a thread counts
+  static const u32 kLimit = kMaxList / kThreads / kPer;
+  static const u32 kStretch = kLimit < 4 ? kLimit : 4;                // groups that a thread counts
   static const u32 kGroups = kThreads * kStretch;                     // of a tile
-  static const u32 kTileWords = kGroups * kPer;                       // at most kMaxList
+  static const u32 kTileWords = kGroups * kPer;
   static const u32 kSegmentGroups = kSegmentWords / kPer;
   static const u32 kSegmentThreads = kSegmentGroups / kStretch;       // at most 32
   static const u32 kSegments = kTileWords / kSegmentWords;
+  static_assert(kTileWords <= kMaxList && kPageWords % kTileWords == 0, "the list has a tile; a tile is in one page");
+  static_assert(kSegmentThreads <= 32, "a warp sums up a segment");
 };
 
 // What a thread knows of its chunk.
@@ -181,7 +184,8 @@ struct Shared {
   u32 value_end;
   Notes notes;
   u32 sums[kWarps];
-  u32 lane_start[kMaxLanes + 1];        // bit of the first value of a lane
+  u32 lane_start[kMaxLanes];            // bit of the first value of a lane
+  u32 lane_word[kMaxLanes];             // its first dense word, if it walks
   Head head;
   u32 far_events;
   u32 too_wide;                         // not 0: the list does not hold the quotients
@@ -194,8 +198,7 @@ struct Shared {
 // banks of shared memory.
 template <typename Word>
 TPDE_FN u32 swizzle(u32 group) {
-  if (Shape<Word>::kStretch == 2) return group ^ (group >> 3 & 1);
-  return group ^ (group >> 3 & 3);
+  return group ^ (group >> 3 & (Shape<Word>::kStretch - 1));
 }
 
 // Stores 16 bytes in shared memory, aligned to as many.

@@ -52,6 +52,16 @@ TPDE_FN bool ends_at(const Head& h, const u32* data, u32 bit) {
   return bit <= h.bits && h.bits - bit < 32 && bits_at(data, h.bits / 32, bit, h.bits - bit) == 0;
 }
 
+// Whether the string of lane l may end at a bit: the next one starts there.
+template <typename Word>
+TPDE_FN bool lane_ends(const Shared<Word>& s, const u32* data, u32 l, u32 bit) {
+  return l + 1 == s.head.lanes ? ends_at(s.head, data, bit) : bit == s.lane_start[l + 1];
+}
+
+// The lane that a thread reads. Neighbouring ones are in different warps, which
+// then run side by side.
+TPDE_FN u32 lane_of(u32 t) { return t / 32 + t % 32 * kWarps; }
+
 template <typename Word>
 TPDE_FN Word* values_of(Shared<Word>& s) {
   return reinterpret_cast<Word*>(s.tile);
@@ -96,16 +106,21 @@ TPDE_FN void read_lane(Shared<Word>& s, const Tables& tables, const u32* data, u
   Bits bits;
   bits.start(data, h.bits / 32, s.lane_start[l]);
   Word* values = values_of(s);
+  // The code of a value does not depend on the values before: it is looked up
+  // while they are read.
+  u32 number = i < end ? (u32)values[i] : 0;
+  CodeInfo code = tables.codes[number % kListed];
   for (; i < end; i++) {
-    const u32 number = (u32)values[i];
-    const CodeInfo& code = tables.codes[number & (kListed - 1)];
+    const u32 next_number = i + 1 < end ? (u32)values[i + 1] : 0;
+    const CodeInfo next = tables.codes[next_number % kListed];
     const Word v = read_value<Word>(bits, tables, code);
-    const bool listed = number & kListed;
+    const bool listed = number >= kListed;
     if (listed && v != (Word)code.placeholder) s.bad = 1;
     values[i] = listed ? (Word)0 : v;
+    number = next_number;
+    code = next;
   }
-  const bool last = l + 1 == h.lanes;
-  if (last ? !ends_at(h, data, bits.position()) : bits.position() != s.lane_start[l + 1]) s.bad = 1;
+  if (!lane_ends(s, data, l, bits.position())) s.bad = 1;
 }
 
 // Adds thread t's values to their words.
@@ -139,9 +154,8 @@ TPDE_FN void decode_values(Shared<Word>& s, const Block<Word>& b, const Tables& 
     look_up_codes(s, b, tables, data, t);
   }
   barrier();
-  // Neighbouring lanes are in different warps, which then run side by side.
   EACH_THREAD(t, kThreads) {
-    const u32 l = t / 32 + t % 32 * kWarps;
+    const u32 l = lane_of(t);
     if (l < h.lanes) read_lane(s, tables, data, l);
   }
   barrier();

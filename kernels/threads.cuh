@@ -1,7 +1,7 @@
 // threads.cuh - code of a whole thread block that runs on the host too.
 //
 // Such code is a sequence of phases. A phase is the body of EACH_THREAD or
-// EACH_WARP, between barriers; what a thread keeps from one phase to the next is
+// EACH_WARP (with EACH_LANE in it), between barriers; what a thread keeps from one phase to the next is
 // Private. On the host a phase is a loop over the threads, whose order can be
 // changed: a result that depends on it shows a missing barrier.
 #pragma once
@@ -15,6 +15,7 @@
 
 #define EACH_THREAD(t, threads) if (const u32 t = threadIdx.x; true)
 #define EACH_WARP(w, warps) if (const u32 w = threadIdx.x / 32; true)
+#define EACH_LANE(l) if (const u32 l = threadIdx.x & 31; true)
 TPDE_FN void barrier() { __syncthreads(); }
 
 #else
@@ -25,6 +26,7 @@ inline u32 host_stride = 1, host_first = 0;  // of the order; the stride is odd
 inline u32 host_turn(u32 turn, u32 n) { return (turn * host_stride + host_first) % n; }  // n is a power of two
 #define EACH_THREAD(t, threads) for (u32 turn_ = 0, t = host_turn(0, threads); turn_ < (threads); t = host_turn(++turn_, threads))
 #define EACH_WARP(w, warps) EACH_THREAD(w, warps)
+#define EACH_LANE(l) for (u32 l = 0; l < 32; l++)
 inline void barrier() {}
 
 #endif

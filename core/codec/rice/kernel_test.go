@@ -12,6 +12,7 @@ import (
 	"github.com/tpde-project/tpde/core/codec"
 	"github.com/tpde-project/tpde/core/codec/codectest"
 	"github.com/tpde-project/tpde/core/dtype"
+	"github.com/tpde-project/tpde/core/quant"
 	"github.com/tpde-project/tpde/core/residual"
 	"github.com/tpde-project/tpde/core/word"
 )
@@ -36,6 +37,8 @@ type kernelMode struct {
 	inPlace bool
 	off     int  // words by which buffers are not aligned
 	noBase  bool // the base is all zeros
+	kind    residual.Kind
+	quant   []byte // what is sent in place of a quantised base
 }
 
 // packed is an encoded block.
@@ -84,13 +87,17 @@ func (k *kernelRequests) add(p *packed, data []byte, m kernelMode) {
 	} {
 		k.bytes = le.AppendUint32(k.bytes, v)
 	}
-	k.bytes = append(append(append(k.bytes, pad(p.tables)...), pad(b.Base)...), data...)
+	base := b.Base
+	if m.quant != nil {
+		base = m.quant
+	}
+	k.bytes = append(append(append(k.bytes, pad(p.tables)...), pad(base)...), data...)
 
-	x := kernelWant{name: fmt.Sprintf("%s %+v", p.name, m), size: len(pad(b.Base))}
+	x := kernelWant{name: fmt.Sprintf("%s, in place: %v, off: %v", p.name, m.inPlace, m.off), size: len(pad(b.Base))}
 	res := word.Bytes(make([]uint64, len(b.Base)/8+1))[:len(b.Base)]
 	if p.dec.Decode(codec.Block{Type: b.Type, Base: b.Base, Residual: res}, data, p.deltas) == nil {
 		x.target = bytes.Clone(b.Base)
-		residual.Apply(residual.Bit, b.Type, x.target, b.Base, res)
+		residual.Apply(m.kind, b.Type, x.target, b.Base, res)
 	} else if bytes.Equal(data, p.data) {
 		k.t.Fatalf("%s: Go does not decode what it encoded", p.name)
 	}
@@ -99,10 +106,10 @@ func (k *kernelRequests) add(p *packed, data []byte, m kernelMode) {
 
 // run checks the answers: what Go decodes comes out the same; what Go refuses
 // may be taken where telling would cost too much.
-func (k *kernelRequests) run() {
+func (k *kernelRequests) run(flags ...string) {
 	t := k.t.(*testing.T)
 	t.Helper()
-	got := codectest.RunKernel(t, k.bytes)
+	got := codectest.RunKernel(t, k.bytes, flags...)
 	refused, taken := 0, 0
 	for i, x := range k.want {
 		if len(got) < 4+x.size {
@@ -204,7 +211,7 @@ func TestKernel(t *testing.T) {
 func TestKernelChunks(t *testing.T) {
 	k := &kernelRequests{t: t, rng: rand.New(rand.NewPCG(3, 4))}
 	for name, b := range map[string]codec.Block{
-		"RL": codectest.RL(1 << 16), "a long RL": codectest.RL(300_001), "fine-tune": codectest.FineTune(40_000),
+		"RL": codectest.RL(1 << 16), "RL in pages": codectest.RL(200_000), "a long RL": codectest.RL(300_001), "fine-tune": codectest.FineTune(40_000),
 		"long fine-tune": codectest.FineTune(100_000), "nothing": block(k.rng, dtype.F32, 1<<16, 0, 0, false),
 		"long and sparse": block(k.rng, dtype.U8, 1<<18, 1e-4, 0.5, false), "long and wide": block(k.rng, dtype.F64, 1<<17, 0.05, 1, false),
 	} {
@@ -212,8 +219,99 @@ func TestKernelChunks(t *testing.T) {
 		k.add(p, p.data, kernelMode{})
 		k.add(p, p.data, kernelMode{inPlace: true})
 	}
+	// Events of the same class a few, and very many, words apart, in all pages
+	// of a chunk; a few of them have values.
+	for _, typ := range []dtype.Type{dtype.U8, dtype.BF16, dtype.F64} {
+		for _, wide := range []float64{0, 1} {
+			b := block(k.rng, typ, maxListed-5, 0, 0, false)
+			w := typ.WordBytes()
+			for range 40 {
+				at := k.rng.IntN(len(b.Residual) / w)
+				for range k.rng.IntN(5) + 1 {
+					change := uint64(1)
+					if k.rng.Float64() < wide {
+						change = k.rng.Uint64()>>k.rng.IntN(64) | 1
+					}
+					b.Residual[at*w] = byte(change)
+					at = min(at+k.rng.IntN(50), len(b.Residual)/w-1)
+				}
+			}
+			p := pack(t, fmt.Sprintf("%v far apart, %v", typ, wide), b, factory{}.Plan(typ, []codec.Block{b}, 0, codec.LevelDefault))
+			k.add(p, p.data, kernelMode{off: 1})
+			k.add(p, p.data, kernelMode{inPlace: true})
+		}
+	}
+	// Long distances in a code for short ones: more zeros than the list holds.
+	short := block(k.rng, dtype.U8, 3000, 1, 0, false)
+	p := pack(t, "long distances", block(k.rng, dtype.U8, 200_000, 1e-4, 0, false), factory{}.Plan(dtype.U8, []codec.Block{short}, 0, codec.LevelDefault))
+	k.add(p, p.data, kernelMode{})
+	k.add(p, p.data, kernelMode{inPlace: true})
 	k.run()
 }
+
+// TestKernelQuantised decodes against the codes of quantised bases, without
+// zero points.
+func TestKernelQuantised(t *testing.T) {
+	for flag, typ := range map[string]dtype.Type{"kBF16": dtype.BF16, "kF32": dtype.F32} {
+		k := &kernelRequests{t: t, rng: rand.New(rand.NewPCG(7, 8))}
+		for _, scheme := range []quant.Scheme{
+			{Kind: quant.Linear, Bits: 4, Group: 64, Scale: dtype.BF16},
+			{Kind: quant.Linear, Bits: 3, Group: 100, Scale: dtype.F32},
+			{Kind: quant.Linear, Bits: 8, Group: 128, Scale: dtype.F16},
+		} {
+			for _, words := range []int{1, 5000, 8192, 20_001, maxListed + 1} {
+				b := block(k.rng, typ, words, 0.02, 0.3, false)
+				n := uint64(words)
+				d := &quant.Data{Packed: make([]byte, scheme.PackedBytes(n)), Scale: make([]byte, scheme.ScaleBytes(n))}
+				if err := quant.Quantize(t.Context(), d, &scheme, b.Base, typ, 0); err != nil {
+					t.Fatal(err)
+				}
+				if err := quant.Dequantize(t.Context(), b.Base, typ, &scheme, d, 0); err != nil {
+					t.Fatal(err)
+				}
+				q, err := scheme.Descriptor(quant.Pointers{Packed: 8, Scale: 8}, n) // kernel.cc has its own
+				if err != nil {
+					t.Fatal(err)
+				}
+				pad := func(b []byte) []byte { return append(bytes.Clone(b), make([]byte, -len(b)&3)...) }
+				m := kernelMode{quant: append(append(bytes.Clone(q[:]), pad(d.Packed)...), pad(d.Scale)...)}
+				p := pack(t, fmt.Sprintf("%v/%d on %d bits", typ, words, scheme.Bits), b, factory{}.Plan(typ, []codec.Block{b}, 0, codec.LevelDefault))
+				k.add(p, p.data, m)
+				m.off = 1
+				k.add(p, p.data, m)
+			}
+		}
+		k.run("-DQUANT=quant::" + flag)
+	}
+}
+
+// TestKernelAdd decodes floats that are added.
+func TestKernelAdd(t *testing.T) {
+	for flag, typ := range map[string]dtype.Type{"BF16": dtype.BF16, "F16": dtype.F16, "F32": dtype.F32, "F64": dtype.F64} {
+		k := &kernelRequests{t: t, rng: rand.New(rand.NewPCG(9, 10))}
+		shift, width := typ.Exponent()
+		w := typ.WordBytes()
+		for _, density := range []float64{0.01, 0.6} {
+			b := block(k.rng, typ, 20_001, 0, 0, false)
+			for at := 0; at < len(b.Base); at += w {
+				var buf [8]byte
+				copy(buf[:], b.Base[at:at+w])
+				v := binary.LittleEndian.Uint64(buf[:])
+				if v>>shift&(1<<width-1) > 3 && k.rng.Float64() < density { // plus an eighth
+					binary.LittleEndian.PutUint64(buf[:], v-3<<shift)
+					copy(b.Residual[at:], buf[:w])
+				}
+			}
+			p := pack(t, fmt.Sprintf("%v added", typ), b, factory{}.Plan(typ, []codec.Block{b}, 0, codec.LevelDefault))
+			k.add(p, p.data, kernelMode{kind: residual.Add})
+			k.add(p, p.data, kernelMode{kind: residual.Add, inPlace: true, off: 1})
+		}
+		k.run("-DADD="+flag, "-ffp-contract=off")
+	}
+}
+
+// maxListed is kMaxWords of kernels/rice_state.cuh.
+const maxListed = 1 << 18
 
 // TestKernelDamaged flips every bit of small chunks, and of tables' chunks some
 // bytes, and cuts them.
@@ -236,6 +334,8 @@ func TestKernelDamaged(t *testing.T) {
 	// Longer ones, which have lanes, or are decoded tile by tile.
 	for _, b := range []codec.Block{
 		block(k.rng, dtype.BF16, 9000, 0.05, 0.5, false), block(k.rng, dtype.F32, 9000, 0.05, 0.5, false), block(k.rng, dtype.F64, 5000, 1, 1, false),
+		block(k.rng, dtype.BF16, 40_000, 0.5, 0.01, false), block(k.rng, dtype.F32, 20_000, 0.3, 0.5, false), block(k.rng, dtype.U8, 30_000, 0.7, 0, false),
+		codectest.RLSteps(maxListed+1, 1), block(k.rng, dtype.F32, maxListed+1, 0.01, 1, false),
 	} {
 		p := pack(t, fmt.Sprintf("%v longer", b.Type), b, factory{}.Plan(b.Type, []codec.Block{b}, 0, codec.LevelDefault))
 		for round := range 60 {
@@ -245,6 +345,13 @@ func TestKernelDamaged(t *testing.T) {
 				at = k.rng.IntN(min(len(data), 60))
 			}
 			data[at] ^= 1 << k.rng.IntN(8)
+			if round%4 == 1 { // all zeros, all ones, or anything
+				fill := k.rng.IntN(3)
+				part := data[at:min(at+k.rng.IntN(500), len(data))]
+				for i := range part {
+					part[i] = [3]byte{0, 0xff, byte(k.rng.Uint32())}[fill]
+				}
+			}
 			k.add(p, data, kernelMode{inPlace: round%3 == 0})
 		}
 	}

@@ -7,6 +7,9 @@
 // is no base), the stride and the start of the order of the threads. Then the
 // tables, the base and the data, each padded to 4 bytes. Answers with 1 or 0 for
 // well formed or not, and the target. Every buffer is as large as what it holds.
+//
+// With -DQUANT=quant::kBF16 or kF32, in place of the base come a QuantBase, its
+// codes and its scales.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -38,10 +41,22 @@ enum Field { kWordBytes, kWords, kTableBytes, kDataBytes, kDeltas, kInPlace, kOf
 template <typename Word>
 static void answer(const u32* f) {
   const size_t bytes = f[kWords] * sizeof(Word), off = f[kOff] % 16 * sizeof(Word);
-  const std::vector<char> tables = read_padded(f[kTableBytes]), base = read_padded(bytes), data = read_padded(f[kDataBytes]);
+  const std::vector<char> tables = read_padded(f[kTableBytes]);
+#ifdef QUANT
+  quant::QuantBase q;
+  if (!read_words(&q, sizeof(q) / 4)) exit(1);
+  const std::vector<char> base(bytes), packed_words = read_padded(q.packed_bytes);
+  const std::vector<char> scales = read_padded((q.elems + q.group - 1) / q.group * (q.scale_type == quant::kF32 ? 4 : 2));
+  Exact packed(q.packed_bytes, 0);
+  memcpy(packed.p, packed_words.data(), q.packed_bytes);
+  q.packed = reinterpret_cast<const u32*>(packed.p), q.scale = scales.data(), q.zero = nullptr;
+#else
+  const std::vector<char> base = read_padded(bytes);
+#endif
+  const std::vector<char> data = read_padded(f[kDataBytes]);
   Exact t(tables.size(), 0), b(bytes, off), dst(bytes, off), d(f[kDataBytes], 0);
   memcpy(t.p, tables.data(), tables.size());
-  memcpy(b.p, base.data(), bytes);
+  if (bytes > 0) memcpy(b.p, base.data(), bytes);
   memset(dst.p, 0xa5, bytes);
   if (f[kDataBytes] > 0) memcpy(d.p, data.data(), f[kDataBytes]);
   rice::Block<Word> block;
@@ -49,6 +64,11 @@ static void answer(const u32* f) {
   block.dst = reinterpret_cast<Word*>(f[kInPlace] ? b.p : dst.p);
   block.words = f[kWords];
   block.aligned = (((u64)b.p | (u64)dst.p) & 15) == 0;
+#ifdef QUANT
+  block.base = nullptr;
+  block.quantised = &q;
+  block.first = 0;
+#endif
   host_stride = f[kStride];
   host_first = f[kFirst];
   auto* shared = new rice::Shared<Word>;
@@ -56,7 +76,7 @@ static void answer(const u32* f) {
   const u32 good = rice::decode_chunk(*shared, block, *reinterpret_cast<const rice::Tables*>(t.p),
                                       reinterpret_cast<const u32*>(d.p), f[kDataBytes] / 4, f[kDeltas]);
   delete shared;
-  std::vector<char> out(base.size());
+  std::vector<char> out((bytes + 3) / 4 * 4);
   memcpy(out.data(), block.dst, bytes);
   fwrite(&good, 4, 1, stdout);
   fwrite(out.data(), 4, out.size() / 4, stdout);
@@ -66,10 +86,12 @@ int main() {
   u32 f[kFields];
   while (read_words(f, kFields)) {
     switch (f[kWordBytes]) {
-      case 1: answer<u8>(f); break;
       case 2: answer<u16>(f); break;
       case 4: answer<u32>(f); break;
+#ifndef QUANT
+      case 1: answer<u8>(f); break;
       case 8: answer<u64>(f); break;
+#endif
       default: return 1;
     }
   }
