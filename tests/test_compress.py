@@ -108,6 +108,11 @@ def test_parts_are_what_a_layer_needs(model, tmp_path):
     base = load_file(tmp_path / "out" / "base" / "model.safetensors")
     with safe_open(tmp_path / "out" / "base" / "model.safetensors", "pt") as opened:
         table = json.loads(opened.metadata()["tpde.quantized_tensors"])
+    with (tmp_path / "out" / "base" / "model.safetensors").open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(header_bytes))
+    for name in table:  # where a kernel can read them
+        assert (8 + header_bytes + header[f"{name}.packed"]["data_offsets"][0]) % 4 == 0
     assert set(table) == BASED
     assert set(base) == {f"{name}.{part}" for name in BASED for part in ("packed", "scale")}
     state = weights()

@@ -151,6 +151,14 @@ func TestCompressIsDeterministic(t *testing.T) {
 	sameTree(t, dir+"/out2", dir+"/out0")
 	restore(t, dir+"/out0", dir+"/restored")
 	sameTree(t, dir+"/restored", dir+"/model")
+	for _, group := range []uint64{8, 9, 131, 65536} {
+		compressTo(t, open(t, dir+"/model"), dir+"/group", func(o *CompressOptions) {
+			o.Base, o.GroupSize, o.Pack.Overwrite = "int3", group, true
+		})
+		os.RemoveAll(dir + "/restored")
+		restore(t, dir+"/group", dir+"/restored")
+		sameTree(t, dir+"/restored", dir+"/model")
+	}
 }
 
 func TestCompressShards(t *testing.T) {
@@ -186,6 +194,27 @@ func TestCompressOneFileAndMemory(t *testing.T) {
 		t.Errorf("%+v", r.CompressedReport)
 	}
 	restore(t, dir+"/small", dir+"/small.safetensors")
+}
+
+// Who rebuilds tensors on a GPU is told what is not offered there.
+func TestCompressedParts(t *testing.T) {
+	dir := t.TempDir()
+	for base, want := range map[string]error{"int4": status.ErrUnsupported, "none": nil} {
+		compressTo(t, memory(t, llama()...), dir+"/"+base, func(o *CompressOptions) { o.Base = base })
+		s, err := OpenCompressedBase(dir + "/" + base)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		made, err := Apply(s, []string{ResidualPath(dir + "/" + base)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer made.Close()
+		if _, err := made.Parts(); !errors.Is(err, want) {
+			t.Errorf("%s: got %v, want %v", base, err, want)
+		}
+	}
 }
 
 func TestCompressEmbeddings(t *testing.T) {

@@ -177,7 +177,10 @@ class DeltaReport(_Report):
 
 @dataclass(frozen=True)
 class CompressedReport(DeltaReport):
-    """What a compressed model holds: returned by `inspect`, and by `compress` with `out` and `seconds` filled."""
+    """What a compressed model holds: returned by `inspect`, and by `compress` with `out` and `seconds` filled.
+
+    `totals.file_bytes` is the size of the residual's files; `totals.ratio` counts those of the base, too.
+    """
 
     base_tensors: int = 0
     """Tensors that have a base."""
