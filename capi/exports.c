@@ -134,6 +134,10 @@ int32_t tpde_source_open(tpde_handle *source, const char *path) {
   return forked ? refuse() : goSourceOpen(source, (char *)path);
 }
 
+int32_t tpde_source_open_base(tpde_handle *source, const char *folder) {
+  return forked ? refuse() : goSourceOpenBase(source, (char *)folder);
+}
+
 int32_t tpde_source_new(tpde_handle *source, const char *label) {
   return forked ? refuse() : goSourceNew(source, (char *)label);
 }
@@ -176,6 +180,10 @@ int32_t tpde_pack_start(tpde_handle *job, tpde_handle base, tpde_handle target, 
   return forked ? refuse() : goPackStart(job, base, target, (char *)out_path, (char *)options);
 }
 
+int32_t tpde_compress_start(tpde_handle *job, tpde_handle target, const char *out_path, const char *options) {
+  return forked ? refuse() : goCompressStart(job, target, (char *)out_path, (char *)options);
+}
+
 int32_t tpde_unpack_start(tpde_handle *job, tpde_handle base, const char *const *deltas, uint32_t num_deltas,
                           const char *out_path, const char *options) {
   return forked ? refuse()
@@ -207,8 +215,8 @@ int32_t tpde_job_report(tpde_handle *text, tpde_handle job) { return forked ? re
 
 int32_t tpde_job_free(tpde_handle job) { return forked ? refuse() : goJobFree(job); }
 
-int32_t tpde_inspect(tpde_handle *text, const char *delta_path) {
-  return forked ? refuse() : goInspect(text, (char *)delta_path);
+int32_t tpde_inspect(tpde_handle *text, const char *path) {
+  return forked ? refuse() : goInspect(text, (char *)path);
 }
 
 int32_t tpde_text_bytes(uint64_t *bytes, tpde_handle text) { return forked ? refuse() : goTextBytes(bytes, text); }

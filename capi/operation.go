@@ -67,6 +67,28 @@ func packArguments(outPath, options *C.char) (out string, o checkpoint.PackOptio
 	return out, o, err
 }
 
+//export goCompressStart
+func goCompressStart(dst *C.tpde_handle, target C.tpde_handle, outPath, options *C.char) C.int32_t {
+	return launch(dst, func(use *inUse) (work, error) {
+		t, err := use.source(target)
+		if err != nil {
+			return nil, err
+		}
+		out, err := path("out_path", outPath)
+		if err != nil {
+			return nil, err
+		}
+		text, err := optionsJSON(options)
+		if err != nil {
+			return nil, err
+		}
+		o, err := checkpoint.ParseCompressOptions(text)
+		return func(ctx context.Context, p *checkpoint.Progress) (any, error) {
+			return checkpoint.Compress(ctx, t, out, o, p)
+		}, err
+	})
+}
+
 // unpackArguments reads what unpack and verify have in common.
 func unpackArguments(use *inUse, base C.tpde_handle, cdeltas **C.char, numDeltas C.uint32_t, options *C.char) (b *checkpoint.Source, deltas []string, o checkpoint.UnpackOptions, err error) {
 	if b, err = use.source(base); err != nil {

@@ -23,6 +23,15 @@ func (*source) kind() string { return "a source" }
 
 //export goSourceOpen
 func goSourceOpen(dst *C.tpde_handle, cpath *C.char) C.int32_t {
+	return openSource(dst, cpath, checkpoint.Open)
+}
+
+//export goSourceOpenBase
+func goSourceOpenBase(dst *C.tpde_handle, folder *C.char) C.int32_t {
+	return openSource(dst, folder, checkpoint.OpenCompressedBase)
+}
+
+func openSource(dst *C.tpde_handle, cpath *C.char, open func(string) (*checkpoint.Source, error)) C.int32_t {
 	return call(func() error {
 		if err := present("source", dst); err != nil {
 			return err
@@ -31,7 +40,7 @@ func goSourceOpen(dst *C.tpde_handle, cpath *C.char) C.int32_t {
 		if err != nil {
 			return err
 		}
-		s, err := checkpoint.Open(p)
+		s, err := open(p)
 		if err != nil {
 			return err
 		}

@@ -64,16 +64,21 @@ func goTextFree(h C.tpde_handle) C.int32_t {
 }
 
 //export goInspect
-func goInspect(dst *C.tpde_handle, deltaPath *C.char) C.int32_t {
+func goInspect(dst *C.tpde_handle, cpath *C.char) C.int32_t {
 	return call(func() error {
 		if err := present("text", dst); err != nil {
 			return err
 		}
-		p, err := path("delta_path", deltaPath)
+		p, err := path("path", cpath)
 		if err != nil {
 			return err
 		}
-		report, err := checkpoint.Inspect(p)
+		var report any
+		if checkpoint.IsCompressed(p) {
+			report, err = checkpoint.InspectCompressed(p)
+		} else {
+			report, err = checkpoint.Inspect(p)
+		}
 		if err != nil {
 			return err
 		}

@@ -176,6 +176,10 @@ int32_t tpde_gpu_scatter_add(void *dst, const void *base, uint64_t elements, uin
 
 /* Opens a safetensors file or a folder of them. Files are mapped, not read. */
 int32_t tpde_source_open(tpde_handle *source, const char *path);
+/* Opens the base of a compressed model (tpde_compress_start): a folder whose delta, the file
+ * residual.safetensors in it, applies to this source. Its quantised tensors read as what their codes
+ * stand for. A model without a base gives an empty source. */
+int32_t tpde_source_open_base(tpde_handle *source, const char *folder);
 /* Starts an empty source in memory; label names it in messages. */
 int32_t tpde_source_new(tpde_handle *source, const char *label);
 /* Adds a tensor. data must stay valid and unchanged until tpde_source_free. */
@@ -222,6 +226,9 @@ int32_t tpde_parts_free(tpde_handle parts);
  * refused. The report is a text (JSON). Sources must outlive the job. */
 int32_t tpde_pack_start(tpde_handle *job, tpde_handle base, tpde_handle target, const char *out_path,
                         const char *options);
+/* Writes target as a compressed model, a folder: a quantised base, derived from target or copied from
+ * elsewhere, and the delta to it. core/checkpoint/FORMAT.md, "Compressed models". */
+int32_t tpde_compress_start(tpde_handle *job, tpde_handle target, const char *out_path, const char *options);
 int32_t tpde_unpack_start(tpde_handle *job, tpde_handle base, const char *const *deltas,
                           uint32_t num_deltas, const char *out_path, const char *options);
 /* tpde_unpack_start for who rebuilds tensors on a GPU: every tensor that has layers (tpde_parts_list)
@@ -244,8 +251,8 @@ int32_t tpde_job_report(tpde_handle *text, tpde_handle job);
 /* Cancels the job if it still runs, waits for its end and frees it. */
 int32_t tpde_job_free(tpde_handle job);
 
-/* What a delta file holds, as a text (JSON): see tpde.inspect. */
-int32_t tpde_inspect(tpde_handle *text, const char *delta_path);
+/* What a delta file, or the folder of a compressed model, holds, as a text (JSON): see tpde.inspect. */
+int32_t tpde_inspect(tpde_handle *text, const char *path);
 
 int32_t tpde_text_bytes(uint64_t *bytes, tpde_handle text);
 int32_t tpde_text_copy(char *dst, uint64_t dst_cap, tpde_handle text);

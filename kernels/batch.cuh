@@ -20,7 +20,7 @@ const u32 kMaxItems = 56;
 
 struct Batch {
   u32 items;
-  u32 reserved;
+  u32 chunks_per_block;  // of kernels whose thread blocks the host cuts
   Item item[kMaxItems];
 };
 static_assert(sizeof(Item) == 56 && sizeof(Batch) <= 4096, "kernel arguments are at most 4 KiB");

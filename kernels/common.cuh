@@ -39,6 +39,14 @@ struct Group {
   u32 w[4];
 };
 
+// Ends a program on the CPU where a GPU would fault: 16 bytes at once need to be
+// aligned to 16.
+TPDE_FN void require_16(const void* p) {
+#ifndef __CUDA_ARCH__
+  if ((u64)p & 15) __builtin_trap();
+#endif
+}
+
 // The number of leading zeros of x, 32 for 0.
 TPDE_FN u32 leading_zeros(u32 x) {
 #ifdef __CUDA_ARCH__

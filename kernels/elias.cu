@@ -27,14 +27,6 @@ __device__ u32 scan(u32 v, u32 lane) {
   return sum - v;
 }
 
-// Reads bits [at, at + n) of a big-endian bit string of `words` words, n <= 24.
-__device__ u32 bits_at(const u32* p, u32 words, u32 at, u32 n) {
-  if (n == 0) return 0;
-  u32 i = at >> 5;
-  u32 a = byte_swap(p[min_u32(i, words - 1)]), b = byte_swap(p[min_u32(i + 1, words - 1)]);
-  return __funnelshift_l(b, a, at & 31) >> (32 - n);
-}
-
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(kWarps * 32, kBlocks) elias_decode(const __grid_constant__ Batch batch) {

@@ -6,10 +6,12 @@
 // are its words looked at one by one.
 #pragma once
 
+#include "group.cuh"
 #include "residual.cuh"
 #ifdef QUANT
 #include "dequant.cuh"
 #endif
+#include "bits.cuh"
 
 namespace elias {
 
@@ -17,6 +19,7 @@ const u32 kLanes = 32;
 const u32 kBlockWords = 1u << 19;
 const u32 kMaxZeros = 8;    // zeros that announce a plain word
 const u32 kMaxGapBits = 15;
+const u32 kBeyondLane = 0x7fff;  // stands for every gap above it; no lane has as many words
 const u32 kDense = 3;       // the class in which every word has a value
 const u32 kSign = 0xfe, kVerbatim = 0xff;
 
@@ -33,71 +36,19 @@ struct Tables {
 };
 static_assert(sizeof(Tables) == 288, "layout is shared with the host");
 
-// A reader of a lane's bit string, most significant bit first. It never reads
-// at or behind `last`. One word is always loaded ahead, so that nobody waits
-// for memory.
-struct Bits {
-  const u32* words;  // global memory, 4-byte aligned
-  u32 next;          // word that `ahead` holds
-  u32 last;          // words in the chunk, at least 1
-  u32 ahead;         // as in memory
-  u32 high, low;     // the two words before it
-  u32 used;          // bits of `high` already read, below 32
-
-  TPDE_FN u32 load(u32 i) const {
-    i = min_u32(i, last - 1);
-#ifdef __CUDA_ARCH__
-    return __ldg(words + i);
-#else
-    return words[i];
-#endif
-  }
-  TPDE_FN void start(const u32* w, u32 count, u32 bit) {
-    words = w;
-    last = count;
-    next = (bit >> 5) + 2;
-    high = byte_swap(load(next - 2));
-    low = byte_swap(load(next - 1));
-    ahead = load(next);
-    used = bit & 31;
-  }
-  // The next 32 bits.
-  TPDE_FN u32 peek() const {
-#ifdef __CUDA_ARCH__
-    return __funnelshift_l(low, high, used);
-#else
-    return used ? high << used | low >> (32 - used) : high;
-#endif
-  }
-  TPDE_FN void skip(u32 n) {  // n is at most 32
-    used += n;
-    if (used >= 32) {
-      used -= 32;
-      high = low;
-      low = byte_swap(ahead);
-      ahead = load(++next);
-    }
-  }
-  // Reads n bits, 0 to 32.
-  TPDE_FN u32 take(u32 n) {
-    u32 v = n ? peek() >> (32 - n) : 0;
-    skip(n);
-    return v;
-  }
-  TPDE_FN u32 position() const { return (next - 2) * 32 + used; }
-};
-
-// Reads a gap; what no encoder writes comes out below 2^15 as well.
+// Reads a gap. One that no encoder writes comes out as one that no lane can
+// close, and below 2^15.
 TPDE_FN u32 read_gap(Bits& bits, u32 k) {
-  u32 zeros = min_u32(leading_zeros(bits.peek()), kMaxGapBits);
-  u32 n = 2 * zeros + 1 + k;
+  const u32 zeros = leading_zeros(bits.peek());
+  if (zeros > kMaxGapBits) return kBeyondLane;
+  const u32 n = 2 * zeros + 1 + k;
   if (n <= 32) {
-    u32 v = (bits.peek() >> (32 - n)) - (1u << k);
+    const u32 v = (bits.peek() >> (32 - n)) - (1u << k);
     bits.skip(n);
-    return v & 0x7fff;
+    return min_u32(v, kBeyondLane);
   }
-  u32 q = bits.take(2 * zeros + 1) - 1;
-  return ((q << k) | bits.take(k)) & 0x7fff;
+  const u32 q = bits.take(2 * zeros + 1) - 1;
+  return min_u32(q << k | bits.take(k), kBeyondLane);
 }
 
 // Reads a plain word.
@@ -156,27 +107,6 @@ TPDE_FN Word read_value(Bits& bits, u32 code_word) {
     }
   }
   return unzigzag<Word>((Word)(z + (dense ? 0 : 1)));
-}
-
-// Word j of a group; j is known when this is compiled.
-template <typename Word>
-TPDE_FN Word group_word(const Group& g, u32 j) {
-  const u32 per = sizeof(Word) < 4 ? 4 / sizeof(Word) : 1;
-  if (sizeof(Word) == 8) return (Word)((u64)g.w[(2 * j + 1) & 3] << 32 | g.w[(2 * j) & 3]);
-  return (Word)(g.w[j / per] >> 8 * sizeof(Word) * (j % per));
-}
-
-template <typename Word>
-TPDE_FN void set_group_word(Group& g, u32 j, Word v) {
-  const u32 per = sizeof(Word) < 4 ? 4 / sizeof(Word) : 1;
-  if (sizeof(Word) == 8) {
-    g.w[(2 * j) & 3] = (u32)v;
-    g.w[(2 * j + 1) & 3] = (u32)((u64)v >> 32);
-  } else {
-    const u32 shift = 8 * sizeof(Word) * (j % per);
-    const u32 mask = (u32)(((u64)1 << 8 * sizeof(Word)) - 1) << shift;
-    g.w[j / per] = (g.w[j / per] & ~mask) | ((u32)v << shift & mask);
-  }
 }
 
 // The gap counters of a lane: classes 0 and 1, 2 and the dense class, whose

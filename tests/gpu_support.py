@@ -17,7 +17,7 @@ NEEDS_GPU = [
 ]
 
 # zstd takes nvCOMP, which not every machine with a GPU has.
-CODECS = ["elias", "raw"]
+CODECS = ["elias", "raw", "prefix", "rice"]
 if torch.cuda.is_available() and json.loads(gpu_core().device_info())["nvcomp"]["found"]:
     CODECS.append("zstd")
 SMALL_FLOATS = [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz]

@@ -15,9 +15,10 @@ LIMIT_BYTES = 512 << 20
 TENSOR_BYTES = 1 << 30
 
 
-def write_sparse(path: Path, step: int) -> None:
+def write_sparse(path: Path, step: int, columns: int = 1) -> None:
     """A checkpoint of one bf16 tensor of 1 GiB, nearly all zeros and holes on the disk."""
-    header = {"w": {"dtype": "BF16", "shape": [TENSOR_BYTES // 2], "data_offsets": [0, TENSOR_BYTES]}}
+    shape = [TENSOR_BYTES // 2 // columns, columns]
+    header = {"w": {"dtype": "BF16", "shape": shape, "data_offsets": [0, TENSOR_BYTES]}}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
@@ -51,3 +52,14 @@ def test_memory_stays_flat(tmp_path):
     assert (tmp_path / "delta.safetensors").stat().st_size < 100_000
     assert peak_anonymous_bytes(["unpack", base.name, "delta.safetensors", "out.safetensors"], tmp_path) < LIMIT_BYTES
     assert subprocess.run(["cmp", target, tmp_path / "out.safetensors"], check=False).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", ["int8", "none"])
+def test_memory_stays_flat_when_a_model_is_compressed(tmp_path, base):
+    model = tmp_path / "model.safetensors"
+    write_sparse(model, 0, columns=4096)
+    command = ["compress", model.name, "out", "--base", base]
+    assert peak_anonymous_bytes(command, tmp_path) < LIMIT_BYTES
+    assert peak_anonymous_bytes(["unpack", "out", "out.safetensors"], tmp_path) < LIMIT_BYTES
+    assert subprocess.run(["cmp", model, tmp_path / "out.safetensors"], check=False).returncode == 0

@@ -77,7 +77,7 @@ def test_buffers_that_are_dropped_early_are_not_given_away():
 
 
 def test_eight_threads():
-    packed = [packed_on_gpu(*weights(50_000 + 7 * i, seed=i), CODECS[i % 2]) for i in range(8)]
+    packed = [packed_on_gpu(*weights(50_000 + 7 * i, seed=i), CODECS[i % 3]) for i in range(8)]
     targets = [weights(50_000 + 7 * i, seed=i)[1] for i in range(8)]
     shared = packed_on_gpu(*weights(33_333, torch.float32))
     shared_target = weights(33_333, torch.float32)[1]

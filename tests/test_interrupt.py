@@ -221,5 +221,5 @@ print(interrupted)
 """
     )
     assert result.returncode == 0, result.stderr
-    assert int(result.stdout) > 100
+    assert int(result.stdout) > 20  # some hundred on a machine that is not busy
     assert {path.name for path in tmp_path.iterdir()} <= {"delta", "out"}

@@ -47,6 +47,7 @@ func apply(base *Source, paths []string) (*Source, []*delta, error) {
 			return fail(inFile(err, path))
 		}
 	}
+	current.below = base
 	for _, d := range deltas {
 		current.closers = append(current.closers, d)
 		current.inputs = append(current.inputs, d.inputs...)

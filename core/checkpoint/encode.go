@@ -122,8 +122,22 @@ func (k *packer) tensorOptions(t *tensorInfo, workers int) tensor.Options {
 	o.TargetDigest = &pl.sum.target
 	if pl.base != nil {
 		o.BaseDigest = &pl.sum.base
+		o.BaseAt = readInParts(pl.base.data)
 	}
 	return o
+}
+
+// readInParts returns how to read a base that costs the same in parts as in
+// one piece, nil for another.
+func readInParts(c content) func(dst []byte, off uint64) error {
+	q, ok := c.(*quantised)
+	if !ok {
+		return nil
+	}
+	return func(dst []byte, off uint64) error {
+		_, err := q.view(off, uint64(len(dst)), &dst) // which is large enough
+		return err
+	}
 }
 
 // settle decides whether t, packed into the given number of bytes, is better
@@ -148,14 +162,15 @@ func (f flat) Close() {
 	}
 }
 
-// whole returns t and its base in one piece each. A tensor that has to be
+// whole returns t and its base in one piece each, but not a base that is read
+// in parts. A tensor that has to be
 // rebuilt goes through a nameless file beside path, so that it takes page
 // cache and not memory.
 func (k *packer) whole(t *tensorInfo, path string) (target, base flat, err error) {
 	if target, err = flatten(t.data, path); err != nil {
 		return target, base, err
 	}
-	if b := k.plans[t].base; b != nil {
+	if b := k.plans[t].base; b != nil && readInParts(b.data) == nil {
 		if base, err = flatten(b.data, path); err != nil {
 			target.Close()
 		}

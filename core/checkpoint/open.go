@@ -199,7 +199,7 @@ func (s *Source) mapFile(f *fileInfo, path, scope string) error {
 		s.tensors = append(s.tensors, t)
 		f.tensors = append(f.tensors, t)
 	}
-	f.bytes, f.header, f.scope = uint64(len(m.Data)), h.Text, scope
+	f.bytes, f.header, f.scope, f.metadata = uint64(len(m.Data)), h.Text, scope, h.Metadata
 	s.inputs = append(s.inputs, m.Info)
 	s.closers = append(s.closers, m)
 	return nil

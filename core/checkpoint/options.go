@@ -56,24 +56,31 @@ type UnpackOptions struct {
 
 var levels = map[string]codec.Level{"default": codec.LevelDefault, "fast": codec.LevelFast, "small": codec.LevelSmall}
 
+// packJSON is PackOptions as JSON.
+type packJSON struct {
+	Codec         string `json:"codec"`
+	Residual      string `json:"residual"`
+	Level         string `json:"level"`
+	Workers       int    `json:"workers"`
+	NumChunks     uint64 `json:"num_chunks"`
+	ChunkBytes    uint64 `json:"chunk_bytes"`
+	MaxShardBytes uint64 `json:"max_shard_bytes"`
+	Overwrite     bool   `json:"overwrite"`
+}
+
+var packDefaults = packJSON{Codec: "auto", Residual: "bit", Level: "default"}
+
 // ParsePackOptions reads options from a JSON object; nothing at all gives the
 // defaults, unknown keys are refused.
 func ParsePackOptions(text []byte) (PackOptions, error) {
-	raw := struct {
-		Codec         string `json:"codec"`
-		Residual      string `json:"residual"`
-		Level         string `json:"level"`
-		Workers       int    `json:"workers"`
-		NumChunks     uint64 `json:"num_chunks"`
-		ChunkBytes    uint64 `json:"chunk_bytes"`
-		MaxShardBytes uint64 `json:"max_shard_bytes"`
-		Overwrite     bool   `json:"overwrite"`
-	}{Codec: "auto", Residual: "bit", Level: "default"}
-	var o PackOptions
-	err := parseOptions(text, &raw)
-	if err != nil {
-		return o, err
+	raw := packDefaults
+	if err := parseOptions(text, &raw); err != nil {
+		return PackOptions{}, err
 	}
+	return raw.options()
+}
+
+func (raw *packJSON) options() (o PackOptions, err error) {
 	if o.Codec, err = codec.Parse(raw.Codec); err != nil {
 		return o, err
 	}

@@ -23,6 +23,11 @@ func checkOutput(out string, sources ...*Source) error {
 		return atomicfile.Error(err)
 	}
 	for _, s := range sources {
+		if s.below != nil {
+			if err := checkOutput(out, s.below); err != nil {
+				return err
+			}
+		}
 		if info != nil {
 			for _, in := range s.inputs {
 				if os.SameFile(info, in) {

@@ -111,6 +111,9 @@ func (p *Parts) describe(row *partsRow, c content, want digest.Sum) error {
 			c, want = v.base, v.r.BaseDigest()
 		case *leaf:
 			b, ok := v.content.(plain)
+			if _, quantised := v.content.(*quantised); quantised {
+				return status.Errorf(status.ErrUnsupported, "its base is quantised, which is read on the CPU only: expected device cpu")
+			}
 			if !ok {
 				return status.Errorf(status.ErrUnsupported, "its base is made by deltas itself, expected all deltas in one chain")
 			}

@@ -30,10 +30,11 @@ func (p *part) order() int {
 	return -p.desc.Type.WordBytes()
 }
 
-// publish writes the delta and returns the paths of its files.
-func (s *store) publish(ctx context.Context, metadata []safetensors.Pair, overwrite bool) ([]string, error) {
+// publish writes the delta and returns the paths of its files. metadata gives
+// __metadata__ of each.
+func (s *store) publish(ctx context.Context, metadata metadataFunc, overwrite bool) ([]string, error) {
 	if len(s.shards) == 1 {
-		f, err := s.shards[0].assemble(ctx, s.path, metadata)
+		f, err := s.shards[0].assemble(ctx, s.path, metadata(s.shards[0]))
 		if err != nil {
 			return nil, err
 		}
@@ -50,7 +51,7 @@ func (s *store) publish(ctx context.Context, metadata []safetensors.Pair, overwr
 
 // publishShards writes a sharded set. The index JSON is what makes it one, and
 // comes last; shards never take the place of older ones before that.
-func (s *store) publishShards(ctx context.Context, metadata []safetensors.Pair, overwrite bool) (paths []string, err error) {
+func (s *store) publishShards(ctx context.Context, metadata metadataFunc, overwrite bool) (paths []string, err error) {
 	names := s.shardNames()
 	published := false
 	defer func() {
@@ -69,7 +70,7 @@ func (s *store) publishShards(ctx context.Context, metadata []safetensors.Pair, 
 	weightMap := map[string]string{}
 	var total uint64
 	for i, sh := range s.shards {
-		f, err := sh.assemble(ctx, names[i], metadata)
+		f, err := sh.assemble(ctx, names[i], metadata(sh))
 		if err != nil {
 			return nil, err
 		}
@@ -194,7 +195,7 @@ func (sh *shard) assemble(ctx context.Context, path string, metadata []safetenso
 // assembleIndex writes the index JSON to a temporary file.
 func (s *store) assembleIndex(ctx context.Context, weightMap map[string]string, total uint64) (*atomicfile.File, error) {
 	text, err := json.MarshalIndent(map[string]any{
-		"metadata":   map[string]any{"format": formatName, "total_size": total},
+		"metadata":   map[string]any{"format": s.format, "total_size": total},
 		"weight_map": weightMap,
 	}, "", "  ")
 	if err != nil {
@@ -233,10 +234,13 @@ func copyRange(ctx context.Context, to, from *os.File, off, n uint64) error {
 	return nil
 }
 
+// metadataFunc returns __metadata__ of a file of a set.
+type metadataFunc func(*shard) []safetensors.Pair
+
 // metadata returns __metadata__ of every file of the delta.
-func (k *packer) metadata(m *manifest) []safetensors.Pair {
+func (k *packer) metadata(m *manifest) metadataFunc {
 	removed, _ := json.Marshal(notNil(m.Removed)) // strings always marshal
-	return []safetensors.Pair{
+	pairs := []safetensors.Pair{
 		{Key: "format", Value: formatName},
 		{Key: keyVersion, Value: formatVersion},
 		{Key: keyTool, Value: Tool},
@@ -244,4 +248,5 @@ func (k *packer) metadata(m *manifest) []safetensors.Pair {
 		{Key: keyTarget, Value: k.targetDigest().String()},
 		{Key: keyRemoved, Value: string(removed)},
 	}
+	return func(*shard) []safetensors.Pair { return pairs }
 }

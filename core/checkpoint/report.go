@@ -19,6 +19,10 @@ type TensorReport struct {
 	TargetDigest string   `json:"target_digest"`
 	Of           string   `json:"of,omitempty"`     // alias: the tensor that it equals
 	Reason       string   `json:"reason,omitempty"` // why it has no base although one has its name
+	// Of a compressed model: how its base is stored, and in how many bytes.
+	BaseLayout string `json:"base_layout,omitempty"` // int4, nf4, ..., or a dtype
+	BaseGroup  uint64 `json:"base_group,omitempty"`  // elements that share a scale
+	BaseBytes  uint64 `json:"base_bytes,omitempty"`
 }
 
 // FileReport says how one file of the target is restored.

@@ -32,6 +32,7 @@ type Source struct {
 	path    string // of the file or folder; "" in memory
 	folder  bool
 	inputs  []fs.FileInfo // every file that is read, to refuse it as an output
+	below   *Source       // what deltas make this one of; it is an input, too
 	tensors []*tensorInfo // in the order of the files and of their data
 	byName  map[string]*tensorInfo
 	files   []*fileInfo // sorted by path
@@ -53,14 +54,16 @@ type tensorInfo struct {
 // fileInfo is one file of a source. A safetensors file has a header and
 // tensors; any other one is read through open.
 type fileInfo struct {
-	path    string // relative, with slashes
-	bytes   uint64
-	header  []byte // text of the safetensors header, nil for another file
-	scope   string // what the names of its tensors are prefixed with
-	tensors []*tensorInfo
-	open    func() (io.ReadCloser, error)
-	sha256  string // as a delta records it; "" if nobody has computed it
-	inBase  bool   // a delta names it as equal to the base's
+	path   string // relative, with slashes
+	bytes  uint64
+	header []byte // text of the safetensors header, nil for another file
+	scope  string // what the names of its tensors are prefixed with
+	// __metadata__ of a safetensors file that was opened.
+	metadata map[string]string
+	tensors  []*tensorInfo
+	open     func() (io.ReadCloser, error)
+	sha256   string // as a delta records it; "" if nobody has computed it
+	inBase   bool   // a delta names it as equal to the base's
 }
 
 func sameDesc(a, b tensor.Desc) bool {

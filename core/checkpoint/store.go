@@ -15,10 +15,12 @@ import (
 	"github.com/tpde-project/tpde/core/tensor"
 )
 
-// store collects the tensors of a delta in nameless files, one per shard,
-// until their number and sizes, and so the headers, are known.
+// store collects the tensors of a delta, or of a quantised base, in nameless
+// files, one per shard, until their number and sizes, and so the headers, are
+// known.
 type store struct {
 	path     string // of the delta
+	format   string // in the metadata of the index JSON
 	maxBytes uint64 // of data per shard
 	shards   []*shard
 
@@ -56,7 +58,7 @@ func (w *offsetWriter) Write(p []byte) (int, error) {
 }
 
 func newStore(path string, maxBytes uint64) *store {
-	return &store{path: path, maxBytes: cmp.Or(maxBytes, DefaultShardBytes)}
+	return &store{path: path, format: formatName, maxBytes: cmp.Or(maxBytes, DefaultShardBytes)}
 }
 
 // Close frees the nameless files.
@@ -161,6 +163,23 @@ func (s *store) addPacked(name string, index, blob []byte) error {
 
 func (s *store) addBytes(name string, data []byte) error {
 	return s.addVerbatim(name, tensor.Desc{Type: dtype.U8, Shape: []uint64{uint64(len(data))}}, data)
+}
+
+// undo forgets the last parts that were appended to the last shard.
+func (s *store) undo(parts int) error {
+	sh := s.shards[len(s.shards)-1]
+	keep := len(sh.parts) - parts
+	sh.bytes = sh.parts[keep].off
+	if sh.parts = sh.parts[:keep]; keep > 0 || len(s.shards) == 1 {
+		return nil
+	}
+	s.shards = s.shards[:len(s.shards)-1] // begun for what is forgotten
+	return atomicfile.Error(sh.data.Close())
+}
+
+// empty reports whether nothing is stored.
+func (s *store) empty() bool {
+	return len(s.shards) == 0 || len(s.shards) == 1 && len(s.shards[0].parts) == 0
 }
 
 func (sh *shard) append(name string, d tensor.Desc, n uint64, blob bool) {

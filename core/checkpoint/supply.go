@@ -74,9 +74,13 @@ func (s *Supply) replace(ctx context.Context, target *Source) {
 // returns false if Unpack ended before that, for a reason of its own.
 func (s *Supply) Give(name string, data []byte) (bool, error) {
 	select {
-	case <-s.known:
-	case <-s.ended:
-		return false, nil
+	case <-s.known: // the same answer, whether Unpack has ended since or not
+	default:
+		select {
+		case <-s.known:
+		case <-s.ended:
+			return false, nil
+		}
 	}
 	next := int(s.next.Load())
 	if next >= len(s.order) || s.order[next] != name {

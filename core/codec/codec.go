@@ -53,9 +53,10 @@ func (b Block) Words() int { return len(b.Residual) / b.Type.WordBytes() }
 // Codec makes encoders and decoders. Implementations are stateless.
 type Codec interface {
 	ID() ID
-	// Plan fixes the tables of a tensor from samples of it. level is
-	// LevelFast, LevelDefault or LevelSmall. samples may be empty.
-	Plan(t dtype.Type, samples []Block, level Level) Encoder
+	// Plan fixes the tables of a tensor of so many words (0: as many as the
+	// samples have) from samples of it, which may be empty. level is LevelFast,
+	// LevelDefault or LevelSmall.
+	Plan(t dtype.Type, samples []Block, words uint64, level Level) Encoder
 	// NewDecoder validates tables that came from a file.
 	NewDecoder(t dtype.Type, tables []byte) (Decoder, error)
 }

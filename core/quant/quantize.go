@@ -43,8 +43,9 @@ func Quantize(ctx context.Context, d *Data, s *Scheme, src []byte, t dtype.Type,
 	pieces := int((n + piece - 1) / piece)
 	return plan.Each(ctx, workers, pieces, func(_ context.Context, i int) error {
 		to := min(uint64(i+1)*piece, n)
+		var block quantizeBlock
 		for from := uint64(i) * piece; from < to; from += s.Group {
-			if err := quantizeGroup(d, s, src, t, from, min(from+s.Group, to)); err != nil {
+			if err := block.group(d, s, src, t, from, min(from+s.Group, to)); err != nil {
 				return err
 			}
 		}
@@ -52,11 +53,17 @@ func Quantize(ctx context.Context, d *Data, s *Scheme, src []byte, t dtype.Type,
 	})
 }
 
-func quantizeGroup(d *Data, s *Scheme, src []byte, t dtype.Type, from, to uint64) error {
-	var block [blockElements]float32
+// quantizeBlock is the working memory of a goroutine.
+type quantizeBlock struct {
+	values [blockElements]float32
+	codes  [blockElements]byte
+}
+
+// group quantises elements from to to-1, a group.
+func (b *quantizeBlock) group(d *Data, s *Scheme, src []byte, t dtype.Type, from, to uint64) error {
 	least, greatest := float32(0), float32(0)
 	for at := from; at < to; at += blockElements {
-		values := block[:min(to-at, blockElements)]
+		values := b.values[:min(to-at, blockElements)]
 		widen(values, src, t, at)
 		for _, v := range values {
 			if v < least && v >= -math.MaxFloat32 {
@@ -86,19 +93,20 @@ func quantizeGroup(d *Data, s *Scheme, src []byte, t dtype.Type, from, to uint64
 		}
 		d.Zero[group] = byte(zero)
 	}
-	var codes [blockElements]byte
 	lo, hi := float32(-zero), float32(top-zero)
 	for at := from; at < to; at += blockElements {
-		values := block[:min(to-at, blockElements)]
-		widen(values, src, t, at)
+		values := b.values[:min(to-at, blockElements)]
+		if to-from > blockElements { // else they are there
+			widen(values, src, t, at)
+		}
 		for i, v := range values {
 			steps := int32(0)
 			if scale != 0 && v-v == 0 { // finite
 				steps = nearest(v/scale, lo, hi)
 			}
-			codes[i] = byte(zero + steps)
+			b.codes[i] = byte(zero + steps)
 		}
-		s.pack(d.Packed, codes[:len(values)], at)
+		s.pack(d.Packed, b.codes[:len(values)], at)
 	}
 	return nil
 }

@@ -123,7 +123,9 @@ func (s *Scheme) ZeroBytes(n uint64) uint64 {
 	return s.Groups(n)
 }
 
-// check validates s and d for n elements of type t.
+// Check reports what is wrong with s and d as n elements of type t.
+func (s *Scheme) Check(d *Data, n uint64, t dtype.Type) error { return s.check(d, n, t) }
+
 func (s *Scheme) check(d *Data, n uint64, t dtype.Type) error {
 	if err := s.Validate(); err != nil {
 		return err

@@ -31,25 +31,30 @@ var tried = []codec.ID{codec.Raw, codec.Zstd, codec.Rice, codec.Prefix}
 func chooseEncoder(s source, o Options) (codec.Encoder, codec.ID, error) {
 	room := getScratch()
 	defer putScratch(room)
-	all := sample(s, room)
-	id := o.Codec
-	if id == codec.Auto {
-		var err error
-		if id, err = choose(s, all, o); err != nil {
-			return nil, 0, err
-		}
-	}
-	c, err := codec.Get(id)
+	all, err := sample(s, room)
 	if err != nil {
 		return nil, 0, err
 	}
-	return c.Plan(s.desc.Type, runs(all), o.Level), id, nil
+	if o.Codec == codec.Auto {
+		return choose(s, all, o)
+	}
+	enc, err := planned(s, all, o.Codec, o)
+	return enc, o.Codec, err
+}
+
+// planned returns the encoder that a codec plans from samples.
+func planned(s source, samples codec.Block, id codec.ID, o Options) (codec.Encoder, error) {
+	c, err := codec.Get(id)
+	if err != nil {
+		return nil, err
+	}
+	return c.Plan(s.desc.Type, runs(samples), s.words(), o.Level), nil
 }
 
 // choose returns the codec that is smallest on a part of the sample, but prefix
 // if that is nearly as small as rice: it packs and unpacks densely changed
 // tensors several times faster. Ties go to the one that is tried first.
-func choose(s source, all codec.Block, o Options) (codec.ID, error) {
+func choose(s source, all codec.Block, o Options) (codec.Encoder, codec.ID, error) {
 	room := getScratch()
 	defer putScratch(room)
 	trial := thin(all, room)
@@ -58,17 +63,29 @@ func choose(s source, all codec.Block, o Options) (codec.ID, error) {
 	// few changes. Of many changes in many words rice makes no less than prefix.
 	sparse := changed < trial.Words()/8
 	dense := changed > trial.Words()/2 && all.Words() >= minSampleWords
+
+	encoders := map[codec.ID]codec.Encoder{}
 	sizes := map[codec.ID]int{}
 	best := tried[0]
 	for _, id := range tried {
-		if id == codec.Prefix && sparse || id == codec.Rice && dense {
+		samples := trial
+		switch {
+		case id == codec.Prefix && sparse || id == codec.Rice && dense:
 			continue
+		case id == codec.Prefix && dense || id == codec.Rice && sparse:
+			samples = all // it is most likely the one: planned once and for all
 		}
-		size, err := trialSize(s, trial, id, o)
+		enc, err := planned(s, samples, id, o)
 		if err != nil {
-			return 0, err
+			return nil, 0, err
 		}
-		if sizes[id] = size; size < sizes[best] {
+		if samples.Words() == all.Words() {
+			encoders[id] = enc
+		}
+		if sizes[id], err = trialSize(s, trial, enc, o); err != nil {
+			return nil, 0, err
+		}
+		if sizes[id] < sizes[best] {
 			best = id
 		}
 	}
@@ -79,24 +96,23 @@ func choose(s source, all codec.Block, o Options) (codec.ID, error) {
 	if size, tried := sizes[codec.Prefix]; tried && best == codec.Rice && size <= nearly {
 		best = codec.Prefix
 	}
-	return best, nil
+	if enc := encoders[best]; enc != nil {
+		return enc, best, nil
+	}
+	enc, err := planned(s, all, best, o)
+	return enc, best, err
 }
 
-// trialSize returns what a codec makes of the trial, as part of a tensor.
-func trialSize(s source, trial codec.Block, id codec.ID, o Options) (int, error) {
-	c, err := codec.Get(id)
-	if err != nil {
-		return 0, err
-	}
+// trialSize returns what an encoder makes of the trial, as part of a tensor.
+func trialSize(s source, trial codec.Block, enc codec.Encoder, o Options) (int, error) {
 	w := s.desc.Type.WordBytes()
-	enc := c.Plan(s.desc.Type, runs(trial), o.Level)
 	// In chunks of the size that they will have, so that what a chunk costs
 	// counts as it will.
-	words, err := chunkWords(s.desc, uint64(len(s.target)/w), enc, o)
+	words, err := chunkWords(s.desc, s.words(), enc, o)
 	if err != nil {
 		return 0, err
 	}
-	share := max(1, len(s.target)/w/max(trial.Words(), 1)) // of the tensor's tables
+	share := max(1, int(s.words())/max(trial.Words(), 1)) // of the tensor's tables
 	size := len(enc.Tables()) / share
 	for _, b := range split(trial, int(words)*w) {
 		out, _, err := enc.Encode(nil, b)
@@ -128,7 +144,7 @@ func thin(all codec.Block, room *scratch) codec.Block {
 }
 
 // sample returns the sampled runs, one behind the other, as one block in room.
-func sample(s source, room *scratch) codec.Block {
+func sample(s source, room *scratch) (codec.Block, error) {
 	w := uint64(s.desc.Type.WordBytes())
 	size := uint64(len(s.target))
 	run := min(max(size/w/sampleShare, minSampleWords), maxSampleWords) / sampleRuns * w
@@ -146,11 +162,14 @@ func sample(s source, room *scratch) codec.Block {
 	buf := getScratch()
 	defer putScratch(buf)
 	for _, from := range starts {
-		b, _ := s.block(buf, from, from+run)
+		b, _, err := s.block(buf, from, from+run)
+		if err != nil {
+			return all, err
+		}
 		all.Base = append(all.Base, b.Base...)
 		all.Residual = append(all.Residual, b.Residual...)
 	}
-	return all
+	return all, nil
 }
 
 // runs cuts a block into the runs that it was sampled in, about.

@@ -22,7 +22,7 @@ func Encode(ctx context.Context, w io.Writer, d Desc, base, target []byte, o Opt
 	if err := d.check(base, target, o); err != nil {
 		return nil, err
 	}
-	s := source{desc: d, kind: o.Residual, base: base, target: target}
+	s := source{desc: d, kind: o.Residual, base: base, baseAt: o.BaseAt, target: target}
 	enc, id, err := chooseEncoder(s, o)
 	if err != nil {
 		return nil, err
@@ -33,12 +33,12 @@ func Encode(ctx context.Context, w io.Writer, d Desc, base, target []byte, o Opt
 		return nil, err
 	}
 	x := &container.Index{
-		Type: d.Type, Codec: id, Residual: o.Residual, HasBase: base != nil, Shape: d.Shape,
+		Type: d.Type, Codec: id, Residual: o.Residual, HasBase: base != nil || o.BaseAt != nil, Shape: d.Shape,
 		Words: words, ChunkWords: chunkWords, Tables: enc.Tables(),
 		TargetDigest: digestOf(target, o.TargetDigest, o.Workers),
 		Records:      make([]container.Record, container.ChunkCount(words, max(chunkWords, 1))),
 	}
-	if base != nil {
+	if x.HasBase {
 		x.BaseDigest = digestOf(base, o.BaseDigest, o.Workers)
 	}
 	err = plan.Ordered(ctx, o.Workers, len(x.Records),
@@ -87,6 +87,8 @@ func (d Desc) check(base, target []byte, o Options) error {
 		return status.Errorf(status.ErrArgument, "target has %d bytes, expected %d for shape %v of %v", len(target), size, d.Shape, d.Type)
 	case base != nil && len(base) != len(target):
 		return status.Errorf(status.ErrArgument, "base has %d bytes, expected the target's %d", len(base), len(target))
+	case o.BaseAt != nil && (base != nil || o.BaseDigest == nil):
+		return status.Errorf(status.ErrArgument, "a base that is read in parts goes with its digest and without the base in one piece")
 	case o.Residual > residual.Add:
 		return status.Errorf(status.ErrArgument, "residual kind %d is unknown", o.Residual)
 	case o.Residual == residual.Add && !d.Type.HasAdd():
@@ -122,9 +124,13 @@ func chunkWords(d Desc, words uint64, enc codec.Encoder, o Options) (uint64, err
 type source struct {
 	desc   Desc
 	kind   residual.Kind
-	base   []byte // nil if there is none
+	base   []byte // nil if there is none, or baseAt gives it
+	baseAt func(dst []byte, off uint64) error
 	target []byte
 }
+
+// words returns the number of words.
+func (s *source) words() uint64 { return uint64(len(s.target) / s.desc.Type.WordBytes()) }
 
 // encodedChunk is one chunk on its way to the writer.
 type encodedChunk struct {
@@ -141,7 +147,10 @@ func (s *source) encodeChunk(enc codec.Encoder, first, n uint64) (*encodedChunk,
 	from, to := first*w, min((first+n)*w, uint64(len(s.target)))
 	buf := getScratch()
 	defer putScratch(buf)
-	block, exceptions := s.block(buf, from, to)
+	block, exceptions, err := s.block(buf, from, to)
+	if err != nil {
+		return nil, err
+	}
 
 	c := chunkPool.Get().(*encodedChunk)
 	c.data = c.data[:0]
@@ -149,19 +158,26 @@ func (s *source) encodeChunk(enc codec.Encoder, first, n uint64) (*encodedChunk,
 	if s.kind == residual.Add {
 		c.data = appendExceptions(c.data, exceptions, s.target[from:to], int(w))
 	}
-	var err error
 	c.data, c.deltas, err = enc.Encode(c.data, block)
 	return c, err
 }
 
 // block computes the residual of target bytes [from, to) in buf.
-func (s *source) block(buf *scratch, from, to uint64) (codec.Block, []uint32) {
+func (s *source) block(buf *scratch, from, to uint64) (codec.Block, []uint32, error) {
 	t := s.desc.Type
-	base := buf.baseOf(s.base, from, to, t.WordBytes())
+	var base []byte
+	if s.baseAt != nil {
+		base = resize(&buf.base, int(to-from))
+		if err := s.baseAt(base, from); err != nil {
+			return codec.Block{}, nil, err
+		}
+	} else {
+		base = buf.baseOf(s.base, from, to, t.WordBytes())
+	}
 	target := aligned(s.target[from:to], t.WordBytes(), &buf.target)
 	res := resize(&buf.res, int(to-from))
 	buf.exceptions = residual.Compute(s.kind, t, res, base, target, buf.exceptions[:0])
-	return codec.Block{Type: t, Base: base, Residual: res}, buf.exceptions
+	return codec.Block{Type: t, Base: base, Residual: res}, buf.exceptions, nil
 }
 
 // appendExceptions appends the exceptions of a chunk: count, word numbers in

@@ -28,6 +28,10 @@ type Options struct {
 	// rounded up), ChunkWords their size; 0 and 0 let the codec decide.
 	NumChunks, ChunkWords uint64
 	Workers               int // at most this many cores; 0 means all
+	// BaseAt, if not nil, is the base, which is then nil: it writes the bytes
+	// from off on to dst. It is called for parts of the tensor by several
+	// goroutines at a time. BaseDigest must be given with it.
+	BaseAt func(dst []byte, off uint64) error
 	// Digests of base and target, where the caller has computed them already.
 	BaseDigest, TargetDigest *digest.Sum
 	// Progress, if not nil, is told the bytes of target of each chunk that has

@@ -5,6 +5,7 @@ A *base* that the receiver has plus a small *residual* gives the *target*, bit f
     import tpde
     tpde.pack("ckpt/epoch_9", "ckpt/epoch_10", "epoch_10.safetensors")
     tpde.unpack("ckpt/epoch_9", "epoch_10.safetensors", "restored/")
+    tpde.compress("model", "compressed", base="int4")
     layer = tpde.nn.JITCompressedLinear.from_linear(linear, base=base_weight)
 
 Importing this package starts neither the Go core nor CUDA, and does not import torch: names are resolved on first
@@ -39,9 +40,10 @@ from tpde._status import (
 )
 
 if TYPE_CHECKING:
-    from tpde import cuda, nn, runtime
+    from tpde import cuda, nn, quant, runtime
     from tpde._api import inspect, pack, pack_chain, unpack, verify
-    from tpde._reports import DeltaReport, FileReport, TensorReport, Totals, UnpackReport
+    from tpde._compress import compress
+    from tpde._reports import CompressedReport, DeltaReport, FileReport, TensorReport, Totals, UnpackReport
     from tpde._tensors import (
         IndexInfo,
         chunk_map,
@@ -60,7 +62,8 @@ if TYPE_CHECKING:
 # Where each lazily resolved name lives.
 _HOMES = {
     "_api": ("inspect", "pack", "pack_chain", "unpack", "verify"),
-    "_reports": ("DeltaReport", "FileReport", "TensorReport", "Totals", "UnpackReport"),
+    "_compress": ("compress",),
+    "_reports": ("CompressedReport", "DeltaReport", "FileReport", "TensorReport", "Totals", "UnpackReport"),
     "_tensors": (
         "IndexInfo",
         "chunk_map",
@@ -83,6 +86,7 @@ __all__ = [
     "CanceledError",
     "ChainError",
     "ChecksumError",
+    "CompressedReport",
     "CorruptError",
     "DeltaReport",
     "DeviceError",
@@ -107,6 +111,7 @@ __all__ = [
     "VersionError",
     "__version__",
     "chunk_map",
+    "compress",
     "cuda",
     "encode",
     "inspect",
@@ -116,6 +121,7 @@ __all__ = [
     "offload",
     "pack",
     "pack_chain",
+    "quant",
     "quantize",
     "read_index",
     "reconstruct",
@@ -131,7 +137,7 @@ def __getattr__(name: str) -> Any:
     value: Any
     if name in _HOME_OF:
         value = getattr(importlib.import_module(f"tpde.{_HOME_OF[name]}"), name)
-    elif name in ("cuda", "nn", "runtime"):
+    elif name in ("cuda", "nn", "quant", "runtime"):
         value = importlib.import_module(f"tpde.{name}")
     elif name == "__version__":
         from importlib.metadata import version

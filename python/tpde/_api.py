@@ -9,16 +9,24 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, overload
 
-from tpde import _deltas, _jobs, _options
+from tpde import _compressed, _deltas, _jobs, _options
 from tpde._core import core
 from tpde._deltas import Delta
-from tpde._reports import DeltaReport, UnpackReport
-from tpde._sources import TORCH_SUFFIXES, Checkpoint, PathLike, Source, open_source
+from tpde._reports import CompressedReport, DeltaReport, UnpackReport
+from tpde._sources import (
+    TORCH_SUFFIXES,
+    Checkpoint,
+    PathLike,
+    Source,
+    open_compressed_base,
+    open_source,
+    refuse_inputs,
+)
 from tpde._status import ArgumentError, ExistsError, NotFoundError
 
 if TYPE_CHECKING:
@@ -119,19 +127,9 @@ def pack(
 
 
 def _pack(base: Source, target: Source, out: str, options: dict[str, Any], progress: bool | None) -> DeltaReport:
-    _refuse_inputs(out, base, target)
+    refuse_inputs(out, base, target)
     arguments = (base.handle, target.handle, out, json.dumps(options))
     return DeltaReport.of(_jobs.run(core().pack_start, arguments, "pack", progress))
-
-
-def _refuse_inputs(out: str, *sources: Source) -> None:
-    """Refuses an output that is, or contains, a PyTorch file that is read. The core does so for the files it opens."""
-    for source in sources:
-        if source.torch_file is None or not os.path.exists(out):
-            continue
-        inside = Path(os.path.realpath(source.torch_file)).is_relative_to(os.path.realpath(out))
-        if inside or os.path.samefile(out, source.torch_file):
-            raise ExistsError(f"the output {out} is or contains the input {source.torch_file}")
 
 
 def pack_chain(folder: PathLike, out_dir: PathLike, **options: Unpack[PackOptions]) -> list[DeltaReport]:
@@ -203,7 +201,8 @@ def unpack(
 ) -> UnpackReport | dict[str, torch.Tensor]:
     """Rebuilds the target of the last delta, bit for bit.
 
-    base: what the first delta was packed against (paths and dicts as for `pack`).
+    base: what the first delta was packed against (paths and dicts as for `pack`). Or a compressed model: then deltas
+        may be left out, `unpack(folder, "restored")` restores the model, and those that are given apply to it.
     deltas: paths or dicts, in order; each knows its base, so a gap or a wrong order is refused. The last argument is
         `out` instead if it is a path that is no delta: `unpack(base, delta, "restored")`.
     out: where the target goes: a file for a checkpoint of one file, else a folder. Every file is compared with the
@@ -213,7 +212,8 @@ def unpack(
         digests. For a dict on a CUDA device the digests of base tensors, and of tensors that deltas store as they are,
         are compared on the host, in the memory from which they are copied; the checksums of all chunks are compared on
         the device before they are decoded, and what it finds is raised at the end. Digests of rebuilt tensors are not
-        compared there. What the device cannot rebuild is an error, never left to the CPU.
+        compared there. What the device cannot rebuild is an error, never left to the CPU; so is, as yet, a compressed
+        model with a quantised base.
     workers, overwrite, progress: as for `pack`.
 
     Returns an `UnpackReport`, or the tensors if there is no out.
@@ -221,24 +221,36 @@ def unpack(
     VersionError, TargetMismatchError, NotFoundError, ExistsError, ReadWriteError; UnsupportedError for a device that is
     not there, or codecs that it does not decode. Nothing is left of the output then.
     """
-    if out is None and len(deltas) > 1 and not _deltas.is_delta(deltas[-1]):
+    compressed = _compressed.is_compressed(base)
+    if out is None and len(deltas) > (0 if compressed else 1) and not _deltas.is_delta(deltas[-1]):
         *rest, last = deltas
         if isinstance(last, Mapping):
             raise ArgumentError("delta: the last dict is not one that tpde.pack(..., out=None) returned")
         deltas, out = tuple(rest), last
-    if not deltas:
-        raise ArgumentError("unpack: expected at least one delta")
+    if not deltas and not compressed:
+        raise ArgumentError("unpack: expected at least one delta, or a compressed model")
     options = {"workers": _options.workers(workers), "overwrite": bool(overwrite)}
     gpu = _gpu(device)
-    with open_source(base, "base") as base_source, _deltas.as_paths(deltas) as paths:
+    with _open_start(base) as (base_source, first), _deltas.as_paths([*first, *deltas]) as paths:
         if gpu is not None:
             return _unpack_on_gpu(base_source, paths, out, options, gpu, progress)
         if out is None:
             return _read_all(base_source, paths, options["workers"])
         destination = os.fspath(out)
-        _refuse_inputs(destination, base_source)
+        refuse_inputs(destination, base_source)
         arguments = (base_source.handle, paths, destination, json.dumps(options))
         return UnpackReport.of(_jobs.run(core().unpack_start, arguments, "unpack", progress))
+
+
+@contextmanager
+def _open_start(base: Checkpoint | None) -> Iterator[tuple[Source, list[str]]]:
+    """Opens what deltas start from; gives the deltas that come first, too: that of a compressed model."""
+    if isinstance(base, (str, os.PathLike)) and _compressed.is_compressed(base):
+        with open_compressed_base(base) as source:
+            yield source, [_compressed.residual(base)]
+        return
+    with open_source(base, "base") as source:
+        yield source, []
 
 
 def _gpu(device: torch.device | str | None) -> torch.device | None:
@@ -259,7 +271,7 @@ def _unpack_on_gpu(
     if out is None:
         return _gpu_unpack.to_tensors(base.handle, deltas, device, options["workers"], progress)
     destination = os.fspath(out)
-    _refuse_inputs(destination, base)
+    refuse_inputs(destination, base)
     return UnpackReport.of(_gpu_unpack.to_files(base.handle, deltas, destination, options, device, progress))
 
 
@@ -293,27 +305,30 @@ def verify(
 ) -> UnpackReport:
     """Proves, without writing anything, that deltas rebuild their target from base.
 
-    base, deltas, workers, progress: as for `unpack`; everything that unpack would write is rebuilt and compared with
-        the recorded digests and sha256.
+    base, deltas, workers, progress: as for `unpack`, a compressed model included; everything that unpack would write
+        is rebuilt and compared with the recorded digests and sha256.
     target: compared with the rebuilt tensors, bit for bit, if it is given.
 
     Returns the files with their sha256. Raises as `unpack`; TargetMismatchError if the target differs.
     """
-    if not deltas:
-        raise ArgumentError("verify: expected at least one delta")
+    if not deltas and not _compressed.is_compressed(base):
+        raise ArgumentError("verify: expected at least one delta, or a compressed model")
     options = json.dumps({"workers": _options.workers(workers), "overwrite": False})
     with ExitStack() as stack:
-        base_source = stack.enter_context(open_source(base, "base"))
-        paths = stack.enter_context(_deltas.as_paths(deltas))
+        base_source, first = stack.enter_context(_open_start(base))
+        paths = stack.enter_context(_deltas.as_paths([*first, *deltas]))
         handle = 0 if target is None else stack.enter_context(open_source(target, "target")).handle
         arguments = (base_source.handle, paths, handle, options)
         return UnpackReport.of(_jobs.run(core().verify_start, arguments, "verify", progress))
 
 
 def inspect(delta: Delta) -> DeltaReport:
-    """Returns what a delta (a path, or a dict that `pack` returned) holds; only its index is read.
+    """Returns what a delta (a path, or a dict that `pack` returned) or a compressed model (a `CompressedReport`) holds;
+    only indices are read.
 
     Raises NotFoundError, CorruptError, VersionError.
     """
+    if _compressed.is_compressed(delta):
+        return CompressedReport.of(json.loads(core().inspect(os.fspath(delta))))  # type: ignore[arg-type]
     with _deltas.as_paths([delta]) as paths:
         return DeltaReport.of(json.loads(core().inspect(paths[0])))

@@ -77,6 +77,7 @@ def _read(source: Source, row: dict[str, Any]) -> torch.Tensor:
 
 def measure(
     pairs: Sequence[Pair],
+    timed: Sequence[Pair] | None = None,
     *,
     codecs: Iterable[str] = CODECS,
     workers: Sequence[int] = (1,),
@@ -85,36 +86,40 @@ def measure(
 ) -> tuple[list[Line], list[str]]:
     """Returns a line per codec and number of workers and a line per peer, and a note per peer that is not installed.
 
-    num_chunks: as for `tpde.encode`.
+    timed: what the speeds are taken of, if not of pairs, whose sizes are stated. num_chunks: as for `tpde.encode`.
     """
-    lines = [_measure_codec(pairs, codec, n, repeats, num_chunks) for codec in codecs for n in workers]
+    timed = pairs if timed is None else timed
+    lines = [_measure_codec(pairs, timed, codec, n, repeats, num_chunks) for codec in codecs for n in workers]
     peers, notes = _peers.available()
-    return lines + [_measure_peer(pairs, peer, repeats) for peer in peers], notes
+    return lines + [_measure_peer(pairs, timed, peer, repeats) for peer in peers], notes
 
 
-def _measure_codec(pairs: Sequence[Pair], codec: str, workers: int, repeats: int, num_chunks: int) -> Line:
+def _measure_codec(
+    pairs: Sequence[Pair], timed: Sequence[Pair], codec: str, workers: int, repeats: int, num_chunks: int
+) -> Line:
     def encode(p: Pair) -> tuple[torch.Tensor, torch.Tensor]:
         return _tensors.encode(p.base, p.target, codec=codec, workers=workers, num_chunks=num_chunks)
 
-    packed = [encode(p) for p in pairs]
-    outputs = [torch.empty_like(p.target) for p in pairs]
+    stored = sum(index_map.numel() + data_blob.numel() for index_map, data_blob in map(encode, pairs))
+    packed = [encode(p) for p in timed]
+    outputs = [torch.empty_like(p.target) for p in timed]
 
     def pack() -> None:
-        for p in pairs:
+        for p in timed:
             encode(p)
 
     def unpack() -> None:
-        for p, out, (index_map, data_blob) in zip(pairs, outputs, packed, strict=True):
+        for p, out, (index_map, data_blob) in zip(timed, outputs, packed, strict=True):
             _tensors.reconstruct(p.base, index_map, data_blob, out=out, workers=workers)
 
     unpack()
-    _require_equal(f"tpde {codec}", pairs, outputs)
-    stored = sum(index_map.numel() + data_blob.numel() for index_map, data_blob in packed)
-    return _line(f"tpde {codec}", workers, stored, pairs, pack, unpack, repeats)
+    _require_equal(f"tpde {codec}", timed, outputs)
+    return _line(f"tpde {codec}", workers, stored, pairs, timed, pack, unpack, repeats)
 
 
-def _measure_peer(pairs: Sequence[Pair], peer: _peers.Peer, repeats: int) -> Line:
-    arrays = [(_memory.octets(p.base).numpy(), _memory.octets(p.target).numpy(), _word_bytes(p.target)) for p in pairs]
+def _measure_peer(pairs: Sequence[Pair], timed: Sequence[Pair], peer: _peers.Peer, repeats: int) -> Line:
+    stored = sum(len(part) for p in pairs for part in peer.pack(*_arrays(p)))
+    arrays = [_arrays(p) for p in timed]
     packed = [peer.pack(*array) for array in arrays]
 
     def pack() -> None:
@@ -127,8 +132,13 @@ def _measure_peer(pairs: Sequence[Pair], peer: _peers.Peer, repeats: int) -> Lin
             for (base, _, word_bytes), parts in zip(arrays, packed, strict=True)
         ]
 
-    _require_equal(peer.name, pairs, unpack())
-    return _line(peer.name, 1, sum(len(part) for parts in packed for part in parts), pairs, pack, unpack, repeats)
+    _require_equal(peer.name, timed, unpack())
+    return _line(peer.name, 1, stored, pairs, timed, pack, unpack, repeats)
+
+
+def _arrays(p: Pair) -> tuple[_peers.Bytes, _peers.Bytes, int]:
+    """What a peer takes: the bytes of base and target, and the size of a word."""
+    return _memory.octets(p.base).numpy(), _memory.octets(p.target).numpy(), _word_bytes(p.target)
 
 
 def _line(
@@ -136,16 +146,20 @@ def _line(
     workers: int,
     stored: int,
     pairs: Sequence[Pair],
+    timed: Sequence[Pair],
     pack: Callable[[], object],
     unpack: Callable[[], object],
     repeats: int,
 ) -> Line:
-    total = sum(_memory.octets(p.target).numel() for p in pairs)
+    ratio = _total_bytes(pairs) / stored
+    speed = _total_bytes(timed) / 1e6
     pack_s, pack_spread = _time(pack, repeats)
     unpack_s, unpack_spread = _time(unpack, repeats)
-    return Line(
-        name, workers, stored, total / stored, total / pack_s / 1e6, total / unpack_s / 1e6, pack_spread, unpack_spread
-    )
+    return Line(name, workers, stored, ratio, speed / pack_s, speed / unpack_s, pack_spread, unpack_spread)
+
+
+def _total_bytes(pairs: Sequence[Pair]) -> int:
+    return sum(_memory.octets(p.target).numel() for p in pairs)
 
 
 def _time(work: Callable[[], object], repeats: int) -> tuple[float, float]:

@@ -25,8 +25,8 @@ namespace {
   X(abi_version) X(version) X(status_name) X(last_error)                                     \
   X(encode) X(encoded_bytes) X(encoded_copy) X(encoded_free)                                 \
   X(index_read) X(index_records) X(reconstruct) X(scatter_add) X(digest)                     \
-  X(source_open) X(source_new) X(source_add) X(source_apply) X(source_manifest)              \
-  X(source_read) X(source_free) X(pack_start) X(unpack_start) X(verify_start)                \
+  X(source_open) X(source_open_base) X(source_new) X(source_add) X(source_apply) X(source_manifest)              \
+  X(source_read) X(source_free) X(pack_start) X(compress_start) X(unpack_start) X(verify_start)                \
   X(parts_open) X(parts_list) X(parts_gather) X(parts_free) X(unpack_supplied_start)         \
   X(job_supply) X(job_wait) X(job_cancel) X(job_report) X(job_free) X(inspect)                             \
   X(text_bytes) X(text_copy) X(text_free)                                                    \
@@ -313,6 +313,13 @@ tpde_handle source_open(const py::object &file) {
   return source;
 }
 
+tpde_handle source_open_base(const py::object &folder) {
+  const std::string name = path(folder);
+  tpde_handle source = 0;
+  run([&](const Library &lib) { return lib.source_open_base(&source, name.c_str()); });
+  return source;
+}
+
 tpde_handle source_new(const std::string &label) {
   const char *text = c_text("label", label);
   tpde_handle source = 0;
@@ -380,6 +387,14 @@ tpde_handle pack_start(tpde_handle base, tpde_handle target, const py::object &o
   const char *json = c_text("options", options);
   tpde_handle job = 0;
   run([&](const Library &lib) { return lib.pack_start(&job, base, target, name.c_str(), json); });
+  return job;
+}
+
+tpde_handle compress_start(tpde_handle target, const py::object &out, const std::string &options) {
+  const std::string name = path(out);
+  const char *json = c_text("options", options);
+  tpde_handle job = 0;
+  run([&](const Library &lib) { return lib.compress_start(&job, target, name.c_str(), json); });
   return job;
 }
 
@@ -491,6 +506,7 @@ PYBIND11_MODULE(_binding, m) {
         "values_ptr"_a, "deltas"_a, "bad_ptr"_a, "stream"_a);
 
   m.def("source_open", &source_open, "path"_a);
+  m.def("source_open_base", &source_open_base, "folder"_a);
   m.def("source_new", &source_new, "label"_a);
   m.def("source_add", &source_add, "source"_a, "name"_a, "dtype"_a, "shape"_a, "data_ptr"_a, "data_bytes"_a);
   m.def("source_apply", &source_apply, "base"_a, "deltas"_a);
@@ -504,6 +520,7 @@ PYBIND11_MODULE(_binding, m) {
   m.def("parts_free", &parts_free, "parts"_a);
 
   m.def("pack_start", &pack_start, "base"_a, "target"_a, "out_path"_a, "options"_a = "{}");
+  m.def("compress_start", &compress_start, "target"_a, "out_path"_a, "options"_a = "{}");
   m.def("unpack_start", &unpack_start, "base"_a, "deltas"_a, "out_path"_a, "options"_a = "{}");
   m.def("unpack_supplied_start", &unpack_supplied_start, "base"_a, "deltas"_a, "out_path"_a, "options"_a = "{}");
   m.def("job_supply", &job_supply, "job"_a, "name"_a, "data_ptr"_a, "data_bytes"_a);

@@ -84,7 +84,7 @@ def _scratch(items: Sequence[tuple[int, ...]], device: torch.device) -> torch.Te
     try:
         n: int = _core.gpu_core().gpu_scratch_bytes(items)
     except UnsupportedError as error:
-        raise UnsupportedError(f"{error}; tensors packed with codec='elias' or codec='raw' need no nvCOMP") from None
+        raise UnsupportedError(f"{error}; tensors packed with another codec than 'zstd' need no nvCOMP") from None
     return torch.empty(n, dtype=torch.uint8, device=device)
 
 

@@ -248,10 +248,9 @@ class Device:
     def raise_failures(self) -> None:
         """Waits for everything and raises the first failure that the GPU found."""
         self._streams.finish()
-        bad = self._status.cpu().nonzero().view(-1).tolist()
-        if not bad:
-            return
         status = self._status.cpu()
+        if not status.any():
+            return
         failures = []
         for row, layers in zip(self._rows, self._prepared, strict=True):
             for layer, prepared in zip(row.layers, layers, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -37,6 +38,27 @@ class TensorReport:
     """alias: the tensor that it equals."""
     reason: str = ""
     """Why it has no base although one has its name."""
+    base_layout: str = ""
+    """Compressed models: how its base is stored, int4, nf4 and so on, or a dtype; "" where it has none."""
+    base_group: int = 0
+    """Compressed models: elements that share a scale, 0 where there are no scales."""
+    base_bytes: int = 0
+    """Compressed models: codes and scales of its base."""
+
+    @property
+    def elements(self) -> int:
+        """The number of weights."""
+        return math.prod(self.shape)
+
+    @property
+    def resident_bits(self) -> float:
+        """Compressed models: bits of base per weight."""
+        return 8 * self.base_bytes / self.elements if self.elements else 0.0
+
+    @property
+    def streamed_bits(self) -> float:
+        """Compressed models: bits of residual per weight."""
+        return 8 * self.stored_bytes / self.elements if self.elements else 0.0
 
     @property
     def changed(self) -> float:
@@ -150,6 +172,65 @@ class DeltaReport(_Report):
         if self.removed:
             lines.append("removed: " + ", ".join(map(printable, self.removed)))
         lines += [f"base   {self.base}", f"target {self.target}", self.summary()]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class CompressedReport(DeltaReport):
+    """What a compressed model holds: returned by `inspect`, and by `compress` with `out` and `seconds` filled.
+
+    `totals.file_bytes` is the size of the residual's files; `totals.ratio` counts those of the base, too.
+    """
+
+    base_tensors: int = 0
+    """Tensors that have a base."""
+    base_bytes: int = 0
+    """Their codes and scales."""
+    base_file_bytes: int = 0
+    """Size of the base's files on disk."""
+
+    @classmethod
+    def of(cls, report: dict[str, Any]) -> CompressedReport:
+        fields = DeltaReport.of(report).__dict__
+        return cls(**fields, **{key: report[key] for key in ("base_tensors", "base_bytes", "base_file_bytes")})
+
+    @property
+    def based(self) -> list[TensorReport]:
+        """The tensors that have a base."""
+        return [tensor for tensor in self.tensors if tensor.base_layout]
+
+    def summary(self) -> str:
+        """Returns the totals in one line."""
+        t = self.totals
+        parts = f"base {size(self.base_file_bytes)} + residual {size(t.file_bytes)}"
+        line = f"{size(t.target_bytes)} -> {parts} (ratio {t.ratio:.2f}): {t.tensors} tensors"
+        line += f", {self.base_tensors} with a base"
+        weights = sum(tensor.elements for tensor in self.based)
+        if weights:
+            streamed = sum(tensor.stored_bytes for tensor in self.based)
+            bits = f"{8 * self.base_bytes / weights:.2f} resident + {8 * streamed / weights:.2f} streamed"
+            line += f" of {bits} bits per weight"
+        elif t.target_bytes:
+            line += f", {8 * t.stored_bytes / sum(tensor.elements for tensor in self.tensors):.2f} bits per weight"
+        if self.seconds:
+            line += f"; {self.seconds:.2f} s, {size(t.target_bytes / self.seconds)}/s"
+        return line
+
+    def __str__(self) -> str:
+        rows = [
+            (
+                printable(tensor.name), tensor.dtype, "x".join(map(str, tensor.shape)) or "scalar", tensor.kind,
+                (tensor.base_layout + (f"/{tensor.base_group}" if tensor.base_group else "")) or "-",
+                tensor.codec or "-",
+                size(tensor.target_bytes), size(tensor.base_bytes), size(tensor.stored_bytes),
+                f"{tensor.resident_bits:.2f}", f"{tensor.streamed_bits:.2f}",
+            )
+            for tensor in self.tensors
+        ]  # fmt: skip
+        head = ("tensor", "dtype", "shape", "kind", "base", "codec", "bytes", "base bytes", "residual", "resident b/w",
+                "streamed b/w")  # fmt: skip
+        lines = [table(head, rows, left=6)] if rows else []
+        lines += [f"target {self.target}", self.summary()]
         return "\n".join(lines)
 
 

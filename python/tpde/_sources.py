@@ -3,6 +3,7 @@
 What a checkpoint may be, everywhere in this package:
 
 - a path of a safetensors file, or of a folder of them (a Hugging Face folder);
+- a path of a compressed model (`tpde.compress`), which stands for the full model;
 - a path of a PyTorch state dict (.pt, .pth, .bin), read with `weights_only=True` and mapped into memory;
 - a dict of names and tensors (torch, on any device, or numpy).
 
@@ -19,11 +20,13 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from tpde import _compressed, _jobs
 from tpde._core import core
-from tpde._status import ArgumentError, NotFoundError, UnsupportedError
+from tpde._status import ArgumentError, ExistsError, NotFoundError, UnsupportedError
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +46,8 @@ class Source(AbstractContextManager["Source"]):
 
     def __init__(self, handle: int, keep: Any = None) -> None:
         self.handle = handle
+        self.below: list[int] = []
+        """Handles that the core uses as long as it uses this one, the lowest first."""
         self.torch_file: str | None = None
         """The .pt file that it was read from; the core, which only sees tensors, does not know of it."""
         self._keep = keep
@@ -57,6 +62,8 @@ class Source(AbstractContextManager["Source"]):
         handle, self.handle = self.handle, 0
         if handle:
             core().source_free(handle)
+        while self.below:
+            core().source_free(self.below.pop())
         self._keep = None
 
 
@@ -76,7 +83,35 @@ def open_source(checkpoint: Checkpoint | None, what: str) -> Source:
         source = _of_tensors(_find_state_dict(load_torch(path), path), path)
         source.torch_file = path
         return source
+    if _compressed.is_compressed(path):
+        return _open_compressed(path)
     return Source(core().source_open(path))
+
+
+def open_compressed_base(folder: PathLike) -> Source:
+    """Opens the base of a compressed model, which its delta applies to."""
+    return Source(_compressed.open_base(folder))
+
+
+def _open_compressed(folder: str) -> Source:
+    source = Source(0)
+    try:
+        base = _jobs.hold(source.below, _compressed.open_base, folder)
+        source.handle = core().source_apply(base, [_compressed.residual(folder)])
+    except BaseException:
+        source.close()
+        raise
+    return source
+
+
+def refuse_inputs(out: str, *sources: Source) -> None:
+    """Refuses an output that is, or contains, a PyTorch file that is read. The core does so for the files it opens."""
+    for source in sources:
+        if source.torch_file is None or not os.path.exists(out):
+            continue
+        inside = Path(os.path.realpath(source.torch_file)).is_relative_to(os.path.realpath(out))
+        if inside or os.path.samefile(out, source.torch_file):
+            raise ExistsError(f"the output {out} is or contains the input {source.torch_file}")
 
 
 def load_torch(path: str) -> Any:

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tpde import _options
+from tpde import _compressed, _options
 from tpde._status import ArgumentError, TpdeError
 
 
@@ -82,11 +82,41 @@ def _parser() -> argparse.ArgumentParser:
     )
     _common(pack, writes=True)
 
+    compress = command(
+        "compress",
+        _compress,
+        "Split MODEL into a small quantised base and the residual that restores every bit; OUT is a folder.",
+        "[options] MODEL OUT",
+    )
+    compress.add_argument("model", metavar="MODEL")
+    compress.add_argument("out", metavar="OUT")
+    compress.add_argument(
+        "--base", default="int4", metavar="BASE",
+        help="int2, int3, int4, int8 (derived from MODEL), none, or the path of a quantised checkpoint of the same "
+        "model (bitsandbytes NF4, FP4 or int8); default: int4",
+    )  # fmt: skip
+    compress.add_argument(
+        "--group-size", type=_positive, default=64, metavar="N", help="weights per scale; default: 64"
+    )
+    compress.add_argument(
+        "--embeddings", choices=_compressed.EMBEDDINGS, default="auto",
+        help="whether embeddings get a base; default: auto, where they serve as output matrix, too",
+    )  # fmt: skip
+    compress.add_argument(
+        "--link-base", action="store_true", help="link to the checkpoint given with --base, do not copy it"
+    )
+    compress.add_argument("--codec", choices=_options.CODECS, default="auto", help="default: auto, by trial per tensor")
+    compress.add_argument("--level", choices=_options.LEVELS, default="default")
+    compress.add_argument(
+        "--max-shard-size", type=_size, default="5GB", metavar="SIZE", help="split larger files; default: 5GB"
+    )
+    _common(compress, writes=True)
+
     unpack = command(
         "unpack",
         _unpack,
-        "Rebuild the target of the last DELTA from BASE, byte for byte, and prove it with sha256.",
-        "[options] BASE DELTA [DELTA ...] OUT",
+        "Rebuild the target of the last DELTA from BASE, or a compressed MODEL, byte for byte, proven with sha256.",
+        "[options] BASE DELTA [DELTA ...] OUT | MODEL OUT",
     )
     unpack.add_argument("base", metavar="BASE")
     unpack.add_argument("paths", nargs="+", metavar="DELTA ... OUT")
@@ -96,15 +126,16 @@ def _parser() -> argparse.ArgumentParser:
     verify = command(
         "verify",
         _verify,
-        "Prove, without writing anything, that the deltas rebuild their target (and TARGET, if given) from BASE.",
-        "[options] BASE DELTA [DELTA ...] [TARGET]",
+        "Prove, without writing anything, that the deltas rebuild their target (and TARGET, if given) from BASE, or "
+        "that a compressed MODEL can be restored.",
+        "[options] BASE DELTA [DELTA ...] [TARGET] | MODEL [TARGET]",
     )
     verify.add_argument("base", metavar="BASE")
-    verify.add_argument("paths", nargs="+", metavar="DELTA ... [TARGET]")
+    verify.add_argument("paths", nargs="*", metavar="DELTA ... [TARGET]")
     verify.add_argument("--target", metavar="TARGET", help="compare the rebuilt tensors with these")
     _common(verify, writes=False)
 
-    inspect = command("inspect", _inspect, "Show what a delta holds.", "[--json] DELTA")
+    inspect = command("inspect", _inspect, "Show what a delta or a compressed model holds.", "[--json] DELTA | MODEL")
     inspect.add_argument("delta", metavar="DELTA")
     inspect.add_argument("--json", action="store_true", help="print JSON")
 
@@ -206,11 +237,31 @@ def _pack(arguments: argparse.Namespace) -> None:
         raise _UsageError(f"expected BASE TARGET OUT or FOLDER OUT_DIR, got {len(arguments.paths)} paths")
 
 
+def _compress(arguments: argparse.Namespace) -> None:
+    from tpde._compress import compress
+
+    report = compress(
+        arguments.model,
+        arguments.out,
+        base=arguments.base,
+        group_size=arguments.group_size,
+        embeddings=arguments.embeddings,
+        link_base=arguments.link_base,
+        codec=arguments.codec,
+        level=arguments.level,
+        workers=arguments.workers,
+        max_shard_size=arguments.max_shard_size,
+        overwrite=arguments.force,
+        progress=_progress(arguments),
+    )
+    _say(arguments, f"{arguments.out}: {report.summary()}", report.to_dict())
+
+
 def _unpack(arguments: argparse.Namespace) -> None:
     from tpde import _api, _deltas
 
     *deltas, out = arguments.paths
-    if not deltas:
+    if not deltas and not _compressed.is_compressed(arguments.base):
         raise _UsageError("expected BASE DELTA [DELTA ...] OUT, got 2 paths")
     if _deltas.is_delta(out):  # with --force it would be lost
         raise _UsageError(f"expected BASE DELTA [DELTA ...] OUT, but the last path, {out}, is a delta")
@@ -230,7 +281,10 @@ def _verify(arguments: argparse.Namespace) -> None:
     from tpde import _api, _deltas
 
     deltas, target = list(arguments.paths), arguments.target
-    if target is None and len(deltas) > 1 and not _deltas.is_delta(deltas[-1]):
+    compressed = _compressed.is_compressed(arguments.base)
+    if not deltas and not compressed:
+        raise _UsageError("expected BASE DELTA [DELTA ...] [TARGET], got 1 path")
+    if target is None and len(deltas) > (0 if compressed else 1) and not _deltas.is_delta(deltas[-1]):
         target = deltas.pop()
     report = _api.verify(
         _checkpoint(arguments.base), *deltas, target=target, workers=arguments.workers, progress=_progress(arguments)

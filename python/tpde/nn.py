@@ -47,8 +47,8 @@ class JITCompressedLinear(nn.Linear):
 
     The digests of base and weight are checked when a layer is made and when a state dict is loaded, not per forward.
     On a CUDA device weights are rebuilt there, on the current stream; the first forward prepares the layer and waits
-    for the GPU, later ones do not and can be captured in a CUDA graph. That takes a codec that the GPU decodes ("elias"
-    or "raw"; "zstd" takes nvCOMP). A quantised base is dequantised by the kernel that rebuilds the weight.
+    for the GPU, later ones do not and can be captured in a CUDA graph. A weight packed with
+    codec="zstd" takes nvCOMP there. A quantised base is dequantised by the kernel that rebuilds the weight.
 
     `.to(device)` works; conversions of the dtype raise TypeError, because the rebuilt bits would not be the weight's.
     """

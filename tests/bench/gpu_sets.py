@@ -16,7 +16,7 @@ from tpde._bench import Pair
 
 SIDE = 4096
 SET_BYTES = 512 << 20
-CODECS = ("elias", "raw", "zstd")
+CODECS = ("elias", "raw", "prefix", "rice", "zstd")
 _ALIGN = 256  # bytes, of every blob in the allocation that holds them all
 
 

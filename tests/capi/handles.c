@@ -29,6 +29,8 @@ void test_null_pointers(const char *folder) {
   NULLED(tpde_source_open(NULL, "/tmp"));
   NULLED(tpde_source_open(&s, NULL));
   NULLED(tpde_source_open(&s, ""));
+  NULLED(tpde_source_open_base(NULL, "/tmp"));
+  NULLED(tpde_source_open_base(&s, NULL));
   NULLED(tpde_source_new(NULL, "x"));
   NULLED(tpde_source_new(&s, NULL));
   NULLED(tpde_source_add(source, NULL, F32, &n, 1, data, 12));
@@ -44,6 +46,8 @@ void test_null_pointers(const char *folder) {
   NULLED(tpde_source_read(NULL, 12, source, "a", 0));
   NULLED(tpde_pack_start(NULL, source, source, "x", NULL));
   NULLED(tpde_pack_start(&h, source, source, NULL, NULL));
+  NULLED(tpde_compress_start(NULL, source, "x", NULL));
+  NULLED(tpde_compress_start(&h, source, NULL, NULL));
   NULLED(tpde_unpack_start(NULL, source, with_null, 1, "x", NULL));
   NULLED(tpde_unpack_start(&h, source, with_null, 1, "x", NULL));
   NULLED(tpde_unpack_start(&h, source, NULL, 0, NULL, NULL));
@@ -86,6 +90,7 @@ void test_handles(const char *folder) {
   FAILS(TPDE_HANDLE, "no handle", tpde_source_read(&word, 4, 0, "a", 0));
   FAILS(TPDE_HANDLE, "no handle", tpde_source_apply(&text, 0, NULL, 0));
   FAILS(TPDE_HANDLE, "no handle", tpde_pack_start(&text, source, 0, "x", NULL));
+  FAILS(TPDE_HANDLE, "no handle", tpde_compress_start(&text, 0, "x", NULL));
 
   OK(tpde_source_free(source)); /* the failed pack did not keep it in use */
   OK(tpde_encoded_free(encoded));

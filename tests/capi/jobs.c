@@ -1,4 +1,6 @@
 /* jobs.c - sources in memory and in files, and the long operations on them. */
+#include <inttypes.h>
+
 #include "check.h"
 #include "tests.h"
 
@@ -115,6 +117,31 @@ void test_pack_and_unpack(const char *folder) {
   free_checkpoints(c);
 }
 
+void test_compressed_model(const char *folder) {
+  checkpoints c = make_checkpoints(50000);
+  const char *out = file_in(folder, "compressed"), *const deltas[] = {file_in(folder, "compressed/residual.safetensors")};
+  tpde_handle text, job, base;
+  OK(tpde_compress_start(&job, c.target, out, "{\"base\": \"int4\", \"group_size\": 32}"));
+  char *report = finish(job);
+  CHECK(strstr(report, "\"base_bytes\"") != NULL);
+  free(report);
+  OK(tpde_inspect(&text, out));
+  report = take_text(text);
+  CHECK(strstr(report, "\"base_tensors\"") != NULL);
+  free(report);
+
+  OK(tpde_source_open_base(&base, out));
+  OK(tpde_verify_start(&job, base, deltas, 1, c.target, NULL));
+  free(finish(job));
+  OK(tpde_source_free(base));
+  FAILS(TPDE_ARGUMENT, "no compressed model", tpde_source_open_base(&base, folder));
+  FAILS(TPDE_ARGUMENT, "int5", tpde_compress_start(&job, c.target, out, "{\"base\": \"int5\"}"));
+  OK(tpde_compress_start(&job, c.target, out, NULL));
+  STATUS(TPDE_EXISTS, wait_for(job));
+  OK(tpde_job_free(job));
+  free_checkpoints(c);
+}
+
 void test_applied_source(const char *folder) {
   checkpoints c = make_checkpoints(30000);
   const char *const deltas[] = {pack(c, folder)};
@@ -130,6 +157,68 @@ void test_applied_source(const char *folder) {
   for (uint64_t i = 0; i < c.a.n; i++) CHECK(out[i] == 0);
   free(out);
   OK(tpde_source_free(applied));
+  free_checkpoints(c);
+}
+
+/* Reads {"part":P,"bytes":N} behind a key of the tensor "a" in the list of parts. */
+static tpde_span part_of(const char *list, const char *key) {
+  tpde_span span = {0, 0, 0, 0};
+  const char *at = strstr(strstr(list, "\"name\":\"a\""), key);
+  CHECK(sscanf(at + strlen(key), ":{\"part\":%" SCNu64 ",\"bytes\":%" SCNu64 "}", &span.part, &span.bytes) == 2);
+  return span;
+}
+
+static void *gather(tpde_handle parts, tpde_span span) {
+  void *data = calloc(1, span.bytes + 1);
+  FAILS(TPDE_SHORT_BUFFER, "destination", tpde_parts_gather(data, span.bytes - 1, parts, &span, 1, 0));
+  OK(tpde_parts_gather(data, span.bytes, parts, &span, 1, 0));
+  return data;
+}
+
+/* What a GPU does: rebuild from parts, and give the result to the job that writes the file. */
+void test_parts(const char *folder) {
+  checkpoints c = make_checkpoints(30000);
+  const char *const deltas[] = {pack(c, folder)};
+  tpde_handle applied, parts, text, job, rebuilt;
+  OK(tpde_source_apply(&applied, c.base, deltas, 1));
+  OK(tpde_parts_open(&parts, applied));
+  FAILS(TPDE_ARGUMENT, "in use", tpde_source_free(applied));
+  OK(tpde_parts_list(&text, parts));
+  char *list = take_text(text);
+  tpde_span base = part_of(list, "\"base\""), index = part_of(list, "\"index\""), blob = part_of(list, "\"blob\"");
+  CHECK(base.bytes == c.a.bytes);
+  uint32_t *b = gather(parts, base), *out = malloc(c.a.bytes);
+  void *i = gather(parts, index), *d = gather(parts, blob);
+  CHECK(memcmp(b, c.a.base, c.a.bytes) == 0);
+  OK(tpde_reconstruct(out, c.a.bytes, b, base.bytes, i, index.bytes, d, blob.bytes, 0, 0));
+  CHECK(memcmp(out, c.a.target, c.a.bytes) == 0);
+  base.offset = 1, base.bytes = 4096;
+  FAILS(TPDE_ARGUMENT, "whole pages", tpde_parts_gather(b, c.a.bytes, parts, &base, 1, 1));
+  OK(tpde_parts_free(parts));
+  FAILS(TPDE_HANDLE, "was freed", tpde_parts_list(&text, parts));
+  OK(tpde_source_free(applied));
+
+  const char *path = file_in(folder, "supplied.safetensors");
+  OK(tpde_unpack_supplied_start(&job, c.base, deltas, 1, path, NULL));
+  FAILS(TPDE_ARGUMENT, "expected a", tpde_job_supply(job, "same", c.same.base, 4000));
+  FAILS(TPDE_SHORT_BUFFER, "\"a\"", tpde_job_supply(job, "a", out, c.a.bytes - 4));
+  OK(tpde_job_supply(job, "a", out, c.a.bytes));
+  FAILS(TPDE_ARGUMENT, "all were given", tpde_job_supply(job, "a", out, c.a.bytes));
+  free(finish(job));
+  OK(tpde_source_open(&rebuilt, path));
+  check_target(rebuilt, c);
+  OK(tpde_source_free(rebuilt));
+
+  path = file_in(folder, "wrong.safetensors"); /* other bytes do not become a file */
+  OK(tpde_unpack_supplied_start(&job, c.base, deltas, 1, path, NULL));
+  OK(tpde_job_supply(job, "a", c.a.base, c.a.bytes));
+  FAILS(TPDE_TARGET_MISMATCH, "sha256", wait_for(job));
+  OK(tpde_job_free(job));
+  CHECK(fopen(path, "rb") == NULL);
+  OK(tpde_unpack_start(&job, c.base, deltas, 1, path, NULL));
+  FAILS(TPDE_ARGUMENT, "rebuilds its tensors itself", tpde_job_supply(job, "a", out, c.a.bytes));
+  free(finish(job));
+  free(list), free(b), free(out), free(i), free(d);
   free_checkpoints(c);
 }
 

@@ -59,7 +59,7 @@ func testBounds(t *testing.T, c codec.Codec) {
 	for _, typ := range types {
 		for _, n := range sizes {
 			for _, s := range samples(typ, n) {
-				data, _ := encode(t, c.Plan(typ, nil, codec.LevelDefault), s)
+				data, _ := encode(t, c.Plan(typ, nil, 0, codec.LevelDefault), s)
 				if limit := container.MaxChunkBlobBytes(typ, uint64(n)); uint64(len(data)) > limit {
 					t.Errorf("%s: %d bytes, the index allows %d", s.name, len(data), limit)
 				}
@@ -82,7 +82,7 @@ func testAttacks(t *testing.T, c codec.Codec) {
 }
 
 func attack(t *testing.T, c codec.Codec, s sample) {
-	enc := c.Plan(s.block.Type, []codec.Block{s.block}, codec.LevelDefault)
+	enc := c.Plan(s.block.Type, []codec.Block{s.block}, 0, codec.LevelDefault)
 	data, deltas := encode(t, enc, s)
 	if len(data) > 1024 {
 		return // nothing that a smaller chunk does not show
@@ -165,7 +165,7 @@ func Fuzz(f *testing.F, c codec.Codec) {
 	for _, typ := range types {
 		for _, words := range []int{1, 33, 257} {
 			for _, s := range samples(typ, words) {
-				enc := c.Plan(typ, []codec.Block{s.block}, codec.LevelDefault)
+				enc := c.Plan(typ, []codec.Block{s.block}, 0, codec.LevelDefault)
 				data, deltas := encode(f, enc, s)
 				f.Add(uint8(typ), uint16(words), deltas, enc.Tables(), data)
 			}
@@ -197,6 +197,6 @@ func Fuzz(f *testing.F, c codec.Codec) {
 		}
 		// What decodes can be encoded again, and means the same then.
 		again := sample{fmt.Sprintf("%v/%d", b.Type, words), codec.Block{Type: b.Type, Base: b.Base, Residual: first}}
-		checkRoundTrip(t, c, c.Plan(b.Type, nil, codec.LevelDefault), again)
+		checkRoundTrip(t, c, c.Plan(b.Type, nil, 0, codec.LevelDefault), again)
 	})
 }

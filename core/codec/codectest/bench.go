@@ -28,7 +28,7 @@ func BenchmarkBlock(b *testing.B, c codec.Codec, name string, whole codec.Block)
 		end := min(at+sampleBytes, len(whole.Residual))
 		plan = append(plan, codec.Block{Type: whole.Type, Base: whole.Base[at:end], Residual: whole.Residual[at:end]})
 	}
-	enc := c.Plan(whole.Type, plan, codec.LevelDefault)
+	enc := c.Plan(whole.Type, plan, 0, codec.LevelDefault)
 	dec, err := c.NewDecoder(whole.Type, enc.Tables())
 	if err != nil {
 		b.Fatal(err)
@@ -65,7 +65,7 @@ func BenchmarkBlock(b *testing.B, c codec.Codec, name string, whole codec.Block)
 	}
 	b.Run(name+"/Plan", func(b *testing.B) {
 		for b.Loop() {
-			c.Plan(whole.Type, plan, codec.LevelDefault)
+			c.Plan(whole.Type, plan, 0, codec.LevelDefault)
 		}
 	})
 	b.Run(name+"/Encode", func(b *testing.B) {

@@ -107,6 +107,9 @@ func makeBlock(rng *rand.Rand, t dtype.Type, words int, residualWord func(*rand.
 // small weights and by one unit.
 func RL(words int) codec.Block { return trained(words, 1e-6) }
 
+// RLSteps returns bf16 weights some such steps apart.
+func RLSteps(words, steps int) codec.Block { return trained(words, 1e-6*math.Sqrt(float64(steps))) }
+
 // FineTune returns bf16 weights before and after hundreds of steps: nearly
 // every word has changed, small weights by many units.
 func FineTune(words int) codec.Block { return trained(words, 1.2e-3) }

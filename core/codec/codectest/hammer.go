@@ -33,7 +33,7 @@ func Hammer(t *testing.T, c codec.Codec) {
 	for _, typ := range []dtype.Type{dtype.F8E4M3, dtype.BF16, dtype.F32, dtype.F64, dtype.I32} {
 		for _, words := range []int{40, 300} {
 			for _, s := range samples(typ, words) {
-				enc := c.Plan(typ, []codec.Block{s.block}, codec.LevelDefault)
+				enc := c.Plan(typ, []codec.Block{s.block}, 0, codec.LevelDefault)
 				x := target{name: s.name, block: s.block, tables: enc.Tables()}
 				x.data, x.deltas = encode(t, enc, s)
 				var err error
@@ -46,7 +46,7 @@ func Hammer(t *testing.T, c codec.Codec) {
 	}
 	// Large enough that assembly takes part.
 	for _, b := range []codec.Block{RL(1000), FineTune(1000)} {
-		enc := c.Plan(b.Type, []codec.Block{b}, codec.LevelDefault)
+		enc := c.Plan(b.Type, []codec.Block{b}, 0, codec.LevelDefault)
 		x := target{name: "trained", block: b, tables: enc.Tables()}
 		x.data, x.deltas, _ = enc.Encode(nil, b)
 		x.dec, _ = c.NewDecoder(b.Type, x.tables)

@@ -9,10 +9,10 @@ import (
 )
 
 // RunKernel builds testdata/kernel.cc of the calling package, which compiles
-// code of kernels/ for the CPU, and returns what it answers to the requests.
-// The package is anywhere in the source tree.
+// code of kernels/ for the CPU, with more flags for the compiler, and returns
+// what it answers to the requests. The package is anywhere in the source tree.
 // Undefined behaviour and stray reads and writes end it with an error.
-func RunKernel(t *testing.T, requests []byte) []byte {
+func RunKernel(t *testing.T, requests []byte, flags ...string) []byte {
 	t.Helper()
 	compiler, err := exec.LookPath("c++")
 	if err != nil {
@@ -25,8 +25,8 @@ func RunKernel(t *testing.T, requests []byte) []byte {
 		}
 	}
 	program := filepath.Join(t.TempDir(), "kernel")
-	build := exec.Command(compiler, "-std=c++17", "-O1", "-Wall", "-Werror", "-Wno-unused-function", "-Wno-unknown-pragmas",
-		"-fsanitize=undefined,address", "-fno-sanitize-recover", "-I"+filepath.Join(root, "kernels"), "-o", program, "testdata/kernel.cc")
+	build := exec.Command(compiler, append(flags, "-std=c++17", "-O1", "-Wall", "-Werror", "-Wno-unused-function", "-Wno-unknown-pragmas",
+		"-fsanitize=undefined,address", "-fno-sanitize-recover", "-I"+filepath.Join(root, "kernels"), "-o", program, "testdata/kernel.cc")...)
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}

@@ -25,7 +25,7 @@ func testRoundTrip(t *testing.T, c codec.Codec) {
 	for _, typ := range types {
 		for _, n := range sizes {
 			for _, s := range samples(typ, n) {
-				enc := c.Plan(typ, []codec.Block{s.block}, codec.LevelDefault)
+				enc := c.Plan(typ, []codec.Block{s.block}, 0, codec.LevelDefault)
 				checkRoundTrip(t, c, enc, s)
 			}
 		}
@@ -37,11 +37,11 @@ func testLevels(t *testing.T, c codec.Codec) {
 	for _, level := range []codec.Level{codec.LevelFast, codec.LevelDefault, codec.LevelSmall} {
 		for _, typ := range types {
 			for _, s := range samples(typ, 4097) {
-				checkRoundTrip(t, c, c.Plan(typ, []codec.Block{s.block}, level), s)
+				checkRoundTrip(t, c, c.Plan(typ, []codec.Block{s.block}, 0, level), s)
 			}
 		}
 		for _, s := range trained {
-			checkRoundTrip(t, c, c.Plan(s.block.Type, []codec.Block{s.block}, level), s)
+			checkRoundTrip(t, c, c.Plan(s.block.Type, []codec.Block{s.block}, 0, level), s)
 		}
 	}
 }
@@ -51,9 +51,9 @@ func testLevels(t *testing.T, c codec.Codec) {
 func testForeignTables(t *testing.T, c codec.Codec) {
 	for _, typ := range types {
 		all := samples(typ, 1000)
-		plans := []codec.Encoder{c.Plan(typ, nil, codec.LevelDefault)}
+		plans := []codec.Encoder{c.Plan(typ, nil, 0, codec.LevelDefault)}
 		for _, s := range all {
-			plans = append(plans, c.Plan(typ, []codec.Block{s.block}, codec.LevelDefault))
+			plans = append(plans, c.Plan(typ, []codec.Block{s.block}, 0, codec.LevelDefault))
 		}
 		for _, enc := range plans {
 			for _, s := range all {
@@ -141,7 +141,7 @@ func checkRebuild(t testing.TB, dec codec.Decoder, b codec.Block, res, data []by
 		}
 		for i, c := range buf {
 			if c != canary && (i < canaryBytes || i >= canaryBytes+n) {
-				return fmt.Errorf("Rebuild wrote at byte %d, outside the %d bytes of the target", i-canaryBytes, n)
+				return fmt.Errorf("the rebuild wrote at byte %d, outside the %d bytes of the target", i-canaryBytes, n)
 			}
 		}
 	}
@@ -151,8 +151,8 @@ func checkRebuild(t testing.TB, dec codec.Decoder, b codec.Block, res, data []by
 func testDeterministic(t *testing.T, c codec.Codec) {
 	for _, typ := range types {
 		for _, s := range samples(typ, 4096) {
-			first := c.Plan(typ, []codec.Block{s.block}, codec.LevelDefault)
-			again := c.Plan(typ, []codec.Block{s.block}, codec.LevelDefault)
+			first := c.Plan(typ, []codec.Block{s.block}, 0, codec.LevelDefault)
+			again := c.Plan(typ, []codec.Block{s.block}, 0, codec.LevelDefault)
 			if !bytes.Equal(first.Tables(), again.Tables()) || first.ChunkWords() != again.ChunkWords() {
 				t.Fatalf("%s: two plans of the same samples differ", s.name)
 			}
@@ -168,7 +168,7 @@ func testDeterministic(t *testing.T, c codec.Codec) {
 
 func testConcurrent(t *testing.T, c codec.Codec) {
 	block := RL(40000)
-	enc := c.Plan(block.Type, []codec.Block{block}, codec.LevelDefault)
+	enc := c.Plan(block.Type, []codec.Block{block}, 0, codec.LevelDefault)
 	dec, err := c.NewDecoder(block.Type, enc.Tables())
 	if err != nil {
 		t.Fatal(err)

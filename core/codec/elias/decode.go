@@ -151,15 +151,15 @@ func (d *decoder[T]) lane(base, res []T, lane int, buf []byte, pos uint) (end ui
 }
 
 // readGap reads a gap off a window and returns its length in bits. A gap that
-// no encoder writes comes out as some number below 2^15, so that the counters
-// stay apart.
+// no encoder writes comes out as one that no lane can close, and below 2^15, so
+// that the counters stay apart.
 func readGap(win uint64, k uint) (gap uint64, n uint) {
 	zeros := uint(bits.LeadingZeros64(win))
 	if zeros > maxGapBits {
-		zeros = maxGapBits
+		return beyondLane, maxGapBits
 	}
 	n = 2*zeros + 1 + k
-	return (win>>(64-n) - 1<<k) & (1<<15 - 1), n
+	return min(win>>(64-n)-1<<k, beyondLane), n
 }
 
 // readValue reads the residual word of an event. ok is false for a word that

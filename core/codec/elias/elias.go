@@ -25,10 +25,11 @@ import (
 
 const (
 	lanes      = 32
-	groupBytes = 16      // bytes that a lane owns in each row
-	blockWords = 1 << 19 // words of a block: keeps every gap below 2^15
-	maxZeros   = 8       // zeros that stand for "the plain word follows" in a value
-	maxGapBits = 15      // a gap is below 2^15
+	groupBytes = 16        // bytes that a lane owns in each row
+	blockWords = 1 << 19   // words of a block: keeps every gap below 2^15
+	maxZeros   = 8         // zeros that stand for "the plain word follows" in a value
+	maxGapBits = 15        // a gap is below 2^15
+	beyondLane = 1<<15 - 1 // stands for every gap above it; no lane has as many words
 )
 
 func init() { codec.Register(factory{}) }
@@ -37,7 +38,7 @@ type factory struct{}
 
 func (factory) ID() codec.ID { return codec.Elias }
 
-func (factory) Plan(t dtype.Type, samples []codec.Block, level codec.Level) codec.Encoder {
+func (factory) Plan(t dtype.Type, samples []codec.Block, _ uint64, level codec.Level) codec.Encoder {
 	switch t.WordBytes() {
 	case 1:
 		return newEncoder[uint8](t, samples, level)

@@ -2,10 +2,13 @@ package elias
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
+	"math/bits"
 	"testing"
 
 	"github.com/tpde-project/tpde/core/codec"
+	"github.com/tpde-project/tpde/core/codec/bitio"
 	"github.com/tpde-project/tpde/core/codec/codectest"
 	"github.com/tpde-project/tpde/core/dtype"
 	"github.com/tpde-project/tpde/core/status"
@@ -110,6 +113,43 @@ func TestGolden(t *testing.T) {
 	}
 }
 
+// oneWord returns the tables and the block of one unchanged U8 word whose lane
+// opens with the given gap of parameter k; that it is 1 is what FORMAT.md wants.
+func oneWord(gap uint64, k uint) (tables, data []byte) {
+	var table, strings bitio.Writer
+	strings.PutGamma(gap, k)
+	beyond := strings.Pos() - int(k+1)
+	width := uint(bits.Len(uint(beyond)))
+	table.Put(uint64(beyond), width)
+	for range lanes - 1 {
+		table.Put(0, width)
+		strings.PutGamma(0, k)
+	}
+	data = binary.LittleEndian.AppendUint32(nil, uint32(k+1)|uint32(width)<<24)
+	data = append(append(data, table.Finish(1)...), strings.Finish(codec.Align)...)
+	return []byte{1, byte(k), 0, codeVerbatim}, data
+}
+
+// gapsBeyond are gaps that are 1 in their 15 low bits, and others that no lane
+// has words for.
+var gapsBeyond = []uint64{2, 1 << 14, 1<<15 - 1, 1 << 15, 1<<15 + 1, 1<<16 + 1, 1<<17 + 1, 5<<15 + 1, 1<<20 + 1, 1<<24 + 1}
+
+func TestGapBeyondLaneIsRefused(t *testing.T) {
+	for k := range uint(maxGapBits) {
+		for i, gap := range append([]uint64{1}, gapsBeyond...) {
+			tables, data := oneWord(gap, k)
+			d, err := factory{}.NewDecoder(dtype.U8, tables)
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = d.Decode(codec.Block{Type: dtype.U8, Base: []byte{7}, Residual: []byte{0}}, data, 0)
+			if i == 0 && err != nil || i > 0 && !errors.Is(err, status.ErrCorrupt) {
+				t.Errorf("gap %d with parameter %d: got %v", gap, k, err)
+			}
+		}
+	}
+}
+
 // TestTwoBlocks crosses the border of 2^19 words.
 func TestTwoBlocks(t *testing.T) {
 	const n = blockWords + 77
@@ -117,7 +157,7 @@ func TestTwoBlocks(t *testing.T) {
 	res := make([]uint16, n)
 	res[0], res[blockWords-1], res[blockWords], res[n-1] = 1, 2, 3, 4
 	b := codec.Block{Type: dtype.BF16, Base: base, Residual: word.Bytes(res)}
-	enc := factory{}.Plan(dtype.BF16, []codec.Block{b}, codec.LevelDefault)
+	enc := factory{}.Plan(dtype.BF16, []codec.Block{b}, 0, codec.LevelDefault)
 	data, deltas, err := enc.Encode(nil, b)
 	if err != nil {
 		t.Fatal(err)

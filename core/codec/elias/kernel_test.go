@@ -56,7 +56,7 @@ func TestKernel(t *testing.T) {
 					}
 				}
 				b := codec.Block{Type: typ, Base: base, Residual: res}
-				enc := factory{}.Plan(typ, []codec.Block{b}, codec.LevelDefault)
+				enc := factory{}.Plan(typ, []codec.Block{b}, 0, codec.LevelDefault)
 				tables, err := DeviceTables(typ, enc.Tables())
 				if err != nil {
 					t.Fatal(err)
@@ -94,6 +94,20 @@ func TestKernel(t *testing.T) {
 					add(typ, tables, h, strings, base, out, n, ok)
 				}
 			}
+		}
+	}
+	for k := range uint(maxGapBits) {
+		for i, gap := range append([]uint64{1}, gapsBeyond...) {
+			bare, data := oneWord(gap, k)
+			tables, err := DeviceTables(dtype.U8, bare)
+			if err != nil {
+				t.Fatal(err)
+			}
+			h, err := parseHead(data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			add(dtype.U8, tables, h, h.rest, []byte{7}, []byte{7}, 0, i == 0)
 		}
 	}
 	got := codectest.RunKernel(t, requests)

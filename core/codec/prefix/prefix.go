@@ -19,7 +19,7 @@ type factory struct{}
 
 func (factory) ID() codec.ID { return codec.Prefix }
 
-func (factory) Plan(t dtype.Type, samples []codec.Block, level codec.Level) codec.Encoder {
+func (factory) Plan(t dtype.Type, samples []codec.Block, _ uint64, level codec.Level) codec.Encoder {
 	switch t.WordBytes() {
 	case 1:
 		return newEncoder[uint8, uint8](t, samples, level)

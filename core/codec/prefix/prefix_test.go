@@ -142,7 +142,7 @@ func TestTwoBlocks(t *testing.T) {
 		}
 	}
 	sample := codec.Block{Type: dtype.I32, Base: word.Bytes(base[:1000]), Residual: word.Bytes(res[:1000])}
-	enc := factory{}.Plan(dtype.I32, []codec.Block{sample}, codec.LevelDefault)
+	enc := factory{}.Plan(dtype.I32, []codec.Block{sample}, 0, codec.LevelDefault)
 	b := codec.Block{Type: dtype.I32, Base: word.Bytes(base), Residual: word.Bytes(res)}
 	data, deltas, err := enc.Encode(nil, b)
 	if err != nil {

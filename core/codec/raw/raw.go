@@ -31,7 +31,7 @@ type rawCodec struct{}
 
 func (rawCodec) ID() codec.ID { return codec.Raw }
 
-func (rawCodec) Plan(dtype.Type, []codec.Block, codec.Level) codec.Encoder { return encoder{} }
+func (rawCodec) Plan(dtype.Type, []codec.Block, uint64, codec.Level) codec.Encoder { return encoder{} }
 
 func (rawCodec) NewDecoder(t dtype.Type, tables []byte) (codec.Decoder, error) {
 	if len(tables) != 0 {

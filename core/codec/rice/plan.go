@@ -25,7 +25,7 @@ const (
 )
 
 // planTables chooses classes, codes and the chunk size from samples.
-func planTables[T word.Word](dt dtype.Type, samples []codec.Block, level codec.Level) (*tables, int) {
+func planTables[T word.Word](dt dtype.Type, samples []codec.Block, words uint64, level codec.Level) (*tables, int) {
 	t := newTables(dt)
 	t.shift = t.width - 1
 	if shift, exponent := dt.Exponent(); exponent > 0 {
@@ -37,7 +37,7 @@ func planTables[T word.Word](dt dtype.Type, samples []codec.Block, level codec.L
 		everything[T](&t)
 		return &t, chunkWords(word.Size[T](), 1, 1, level)
 	}
-	p := newPartition(bins, stride, scaleOf(samples), t.width)
+	p := newPartition(bins, stride, scaleOf(samples, words), t.width)
 	if shift, exponent := dt.Exponent(); exponent > 0 {
 		p.scales = t.shift == uint(shift)
 	}
@@ -51,20 +51,13 @@ func planTables[T word.Word](dt dtype.Type, samples []codec.Block, level codec.L
 	return &t, n
 }
 
-// scaleOf estimates how much larger a tensor is than its samples: core/tensor
-// looks at a sixteenth of a large tensor, but at all of a small one.
-func scaleOf(samples []codec.Block) int {
-	words := 0
+// scaleOf returns how much larger a tensor of so many words is than its samples.
+func scaleOf(samples []codec.Block, words uint64) int {
+	sampled := uint64(0)
 	for _, s := range samples {
-		words += s.Words()
+		sampled += uint64(s.Words())
 	}
-	switch {
-	case words < 32<<10:
-		return 1
-	case words == 32<<10:
-		return 6
-	}
-	return 16
+	return int(max(1, words/max(sampled, 1)))
 }
 
 // everything makes tables that code every word as it is.

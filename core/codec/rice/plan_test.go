@@ -13,7 +13,7 @@ import (
 // TestPlanOfSteps plans what an RL step looks like: a class for each of the
 // frequent exponents, most of them with steps of one unit.
 func TestPlanOfSteps(t *testing.T) {
-	tab, n := planTables[uint16](dtype.BF16, []codec.Block{codectest.RL(1 << 17)}, codec.LevelDefault)
+	tab, n := planTables[uint16](dtype.BF16, []codec.Block{codectest.RL(1 << 17)}, 0, codec.LevelDefault)
 	units := 0
 	for _, g := range tab.gaps {
 		if !g.coded {
@@ -37,7 +37,7 @@ func TestPlanOfSteps(t *testing.T) {
 // of a fixed size: the codes are doubles of each other.
 func TestPlanOfScales(t *testing.T) {
 	block := codectest.FineTune(1 << 16)
-	tab, _ := planTables[uint16](dtype.BF16, []codec.Block{block}, codec.LevelDefault)
+	tab, _ := planTables[uint16](dtype.BF16, []codec.Block{block}, 0, codec.LevelDefault)
 	doubled := 0
 	for _, c := range tab.codes {
 		if c.doubled {
@@ -53,10 +53,10 @@ func TestPlanOfScales(t *testing.T) {
 // anything but changes.
 func TestPlanOfNothing(t *testing.T) {
 	block := codec.Block{Type: dtype.I32, Base: make([]byte, 4<<10), Residual: make([]byte, 4<<10)}
-	if tab, _ := planTables[uint32](dtype.I32, nil, codec.LevelDefault); !tab.hasDense || len(tab.gaps) != 0 {
+	if tab, _ := planTables[uint32](dtype.I32, nil, 0, codec.LevelDefault); !tab.hasDense || len(tab.gaps) != 0 {
 		t.Errorf("no samples: %+v", tab)
 	}
-	tab, _ := planTables[uint32](dtype.I32, []codec.Block{block}, codec.LevelDefault)
+	tab, _ := planTables[uint32](dtype.I32, []codec.Block{block}, 0, codec.LevelDefault)
 	data, _, err := newEncoder[uint32](tab, 1024).Encode(nil, block)
 	if err != nil || len(data) > 8 {
 		t.Errorf("no changes: %d bytes (%v)", len(data), err)
@@ -65,7 +65,7 @@ func TestPlanOfNothing(t *testing.T) {
 	for i := range res {
 		res[i] = 7
 	}
-	tab, _ = planTables[uint32](dtype.I32, []codec.Block{block}, codec.LevelDefault)
+	tab, _ = planTables[uint32](dtype.I32, []codec.Block{block}, 0, codec.LevelDefault)
 	data, _, err = newEncoder[uint32](tab, 1024).Encode(nil, block)
 	if err != nil || len(data) > 300 {
 		t.Errorf("changes that are all the same: %d bytes (%v)", len(data), err)

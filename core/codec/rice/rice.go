@@ -56,16 +56,16 @@ type factory struct{}
 
 func (factory) ID() codec.ID { return codec.Rice }
 
-func (factory) Plan(t dtype.Type, samples []codec.Block, level codec.Level) codec.Encoder {
+func (factory) Plan(t dtype.Type, samples []codec.Block, words uint64, level codec.Level) codec.Encoder {
 	switch t.WordBytes() {
 	case 1:
-		return newEncoder[uint8](planTables[uint8](t, samples, level))
+		return newEncoder[uint8](planTables[uint8](t, samples, words, level))
 	case 2:
-		return newEncoder[uint16](planTables[uint16](t, samples, level))
+		return newEncoder[uint16](planTables[uint16](t, samples, words, level))
 	case 4:
-		return newEncoder[uint32](planTables[uint32](t, samples, level))
+		return newEncoder[uint32](planTables[uint32](t, samples, words, level))
 	default:
-		return newEncoder[uint64](planTables[uint64](t, samples, level))
+		return newEncoder[uint64](planTables[uint64](t, samples, words, level))
 	}
 }
 

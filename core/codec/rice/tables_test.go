@@ -95,7 +95,7 @@ func TestTablesAreRefused(t *testing.T) {
 func FuzzTables(f *testing.F) {
 	f.Add(byte(dtype.BF16), everyFeature().marshal(), []byte{0, 0, 0, 0})
 	for _, typ := range []dtype.Type{dtype.I8, dtype.F32, dtype.F64} {
-		f.Add(byte(typ), factory{}.Plan(typ, nil, codec.LevelDefault).Tables(), []byte{1, 2, 3, 4, 5, 6, 7, 8})
+		f.Add(byte(typ), factory{}.Plan(typ, nil, 0, codec.LevelDefault).Tables(), []byte{1, 2, 3, 4, 5, 6, 7, 8})
 	}
 	f.Fuzz(func(t *testing.T, typ byte, data, chunk []byte) {
 		dt := dtype.Type(typ)

@@ -29,7 +29,7 @@ type zstdCodec struct{}
 
 func (zstdCodec) ID() codec.ID { return codec.Zstd }
 
-func (zstdCodec) Plan(t dtype.Type, samples []codec.Block, level codec.Level) codec.Encoder {
+func (zstdCodec) Plan(t dtype.Type, samples []codec.Block, _ uint64, level codec.Level) codec.Encoder {
 	return newEncoder(t, samples, level)
 }
 

@@ -12,8 +12,17 @@ type Device struct {
 	Major, Minor int    // compute capability
 	BusID        string // on PCIe, as NVML takes it
 	MemoryBytes  uint64
+	Processors   int // streaming multiprocessors
+	Shared       SharedMemory
 
 	handle C.int
+}
+
+// SharedMemory says how much shared memory a device has, in bytes.
+type SharedMemory struct {
+	Processor int // of a multiprocessor
+	Block     int // that a thread block may ask for, once AllowShared has been called
+	Reserved  int // that every thread block takes besides
 }
 
 // DeviceCount returns the number of GPUs that the process may use.
@@ -44,12 +53,22 @@ func (d *Driver) Device(ordinal int) (*Device, error) {
 	}
 	v.MemoryBytes = uint64(total)
 	var err error
-	const computeMajor, computeMinor = 75, 76 // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
-	if v.Major, err = d.attribute(v, computeMajor); err != nil {
-		return nil, err
+	for _, a := range []struct {
+		number int // CU_DEVICE_ATTRIBUTE_*
+		value  *int
+	}{
+		{75, &v.Major},            // COMPUTE_CAPABILITY_MAJOR
+		{76, &v.Minor},            // COMPUTE_CAPABILITY_MINOR
+		{16, &v.Processors},       // MULTIPROCESSOR_COUNT
+		{81, &v.Shared.Processor}, // MAX_SHARED_MEMORY_PER_MULTIPROCESSOR
+		{97, &v.Shared.Block},     // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+		{111, &v.Shared.Reserved}, // RESERVED_SHARED_MEMORY_PER_BLOCK
+	} {
+		if *a.value, err = d.attribute(v, a.number); err != nil {
+			return nil, err
+		}
 	}
-	v.Minor, err = d.attribute(v, computeMinor)
-	return v, err
+	return v, nil
 }
 
 func (d *Driver) attribute(v *Device, number int) (int, error) {

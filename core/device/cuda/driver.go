@@ -150,10 +150,18 @@ func (d *Driver) Function(m Module, name string) (Function, error) {
 }
 
 // AllowShared lets launches of f ask for up to n bytes of dynamic shared
-// memory; without it the limit is 48 KiB.
+// memory, for which the limit is 48 KiB without it, and has multiprocessors give
+// to shared memory all that they can while f runs, rather than to their caches.
 func (d *Driver) AllowShared(f Function, n int) error {
-	const maxDynamicSharedBytes = 8 // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-	return d.check("cuFuncSetAttribute", C.cuda_call_function_attribute(d.calls, C.uintptr_t(f), maxDynamicSharedBytes, C.int(n)))
+	for _, a := range [][2]int{
+		{8, n},   // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+		{9, 100}, // CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, per cent
+	} {
+		if err := d.check("cuFuncSetAttribute", C.cuda_call_function_attribute(d.calls, C.uintptr_t(f), C.int(a[0]), C.int(a[1]))); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Launch starts a kernel whose arguments lie one behind the other in the given

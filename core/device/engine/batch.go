@@ -21,17 +21,20 @@ type item struct {
 }
 
 type batch struct {
-	items    uint32
-	reserved uint32
-	item     [maxItems]item
+	items          uint32
+	chunksPerBlock uint32
+	item           [maxItems]item
 }
 
 var batches = sync.Pool{New: func() any { return new(batch) }}
 
+// launcher launches a kernel on a batch, which is used again after it returns.
+type launcher func(k kernelID, b *batch, blocks uint32, c cut) error
+
 // group fills batches of jobs that the same kernel works on, in an order that
-// depends on the jobs alone (those of noKernel are left out), and hands each to launch with the number of its
-// thread blocks. The batch is used again after launch returns.
-func group(jobs []Job, kernel func(*Job) kernelID, launch func(k kernelID, b *batch, blocks uint32) error) error {
+// depends on the jobs alone (those of noKernel are left out), and hands each to
+// launch with the number of its thread blocks.
+func group(l *limits, jobs []Job, kernel func(*Job) kernelID, launch launcher) error {
 	var present [(kernelIDs + 63) / 64]uint64
 	for i := range jobs {
 		if !jobs[i].empty() {
@@ -45,7 +48,7 @@ func group(jobs []Job, kernel func(*Job) kernelID, launch func(k kernelID, b *ba
 	for n := range present {
 		for ; present[n] != 0; present[n] &= present[n] - 1 {
 			k := kernelID(64*n + bits.TrailingZeros64(present[n]))
-			if err := groupOne(jobs, k, kernel, b, launch); err != nil {
+			if err := groupOne(l, jobs, k, kernel, b, launch); err != nil {
 				return err
 			}
 		}
@@ -53,20 +56,24 @@ func group(jobs []Job, kernel func(*Job) kernelID, launch func(k kernelID, b *ba
 	return nil
 }
 
-func groupOne(jobs []Job, k kernelID, kernel func(*Job) kernelID, b *batch, launch func(kernelID, *batch, uint32) error) error {
-	b.items = 0
+func groupOne(l *limits, jobs []Job, k kernelID, kernel func(*Job) kernelID, b *batch, launch launcher) error {
+	c, err := l.cutJobs(jobs, k, kernel)
+	if err != nil {
+		return err
+	}
+	b.items, b.chunksPerBlock = 0, c.share
 	var blocks uint32
 	for i := range jobs {
 		j := &jobs[i]
 		if j.empty() || kernel(j) != k {
 			continue
 		}
-		need := uint32(k.blocks(uint64(j.P.chunks()), 0))
+		need := c.blocks(j.P.chunks())
 		if need > maxBlocks {
 			return status.Errorf(status.ErrLimit, "item %d has %d chunks, which take %d thread blocks, expected at most %d", i, j.P.chunks(), need, maxBlocks)
 		}
 		if b.items == maxItems || blocks > maxBlocks-need {
-			if err := launch(k, b, blocks); err != nil {
+			if err := launch(k, b, blocks, c); err != nil {
 				return err
 			}
 			b.items, blocks = 0, 0
@@ -75,7 +82,7 @@ func groupOne(jobs []Job, k kernelID, kernel func(*Job) kernelID, b *batch, laun
 		b.items++
 		blocks += need
 	}
-	return launch(k, b, blocks)
+	return launch(k, b, blocks, c)
 }
 
 // item describes the job to a kernel.

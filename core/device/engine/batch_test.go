@@ -39,7 +39,7 @@ func TestGroup(t *testing.T) {
 	}
 	var got []launched
 	var order []uintptr
-	err := group(jobs, decodeKernel, func(k kernelID, batch *batch, blocks uint32) error {
+	err := group(&hopper, jobs, decodeKernel, func(k kernelID, batch *batch, blocks uint32, _ cut) error {
 		got = append(got, launched{k, batch.items, blocks})
 		var first uint32
 		for _, it := range batch.item[:batch.items] {
@@ -79,7 +79,7 @@ func TestGroupStopsAtError(t *testing.T) {
 	p := prepare(t, codec.Raw, dtype.F32, residual.Bit, 10)
 	calls := 0
 	failed := errors.New("no")
-	err := group(slices.Repeat([]Job{job(p, 1<<24)}, 200), decodeKernel, func(kernelID, *batch, uint32) error { calls++; return failed })
+	err := group(&hopper, slices.Repeat([]Job{job(p, 1<<24)}, 200), decodeKernel, func(kernelID, *batch, uint32, cut) error { calls++; return failed })
 	if err != failed || calls != 1 {
 		t.Errorf("%v after %d launches", err, calls)
 	}
@@ -88,7 +88,7 @@ func TestGroupStopsAtError(t *testing.T) {
 func TestGroupOfNothing(t *testing.T) {
 	p := prepare(t, codec.Elias, dtype.BF16, residual.Bit, 0)
 	for _, jobs := range [][]Job{nil, {job(p, 0)}} {
-		if err := group(jobs, decodeKernel, func(kernelID, *batch, uint32) error { return errors.New("launched") }); err != nil {
+		if err := group(&hopper, jobs, decodeKernel, func(kernelID, *batch, uint32, cut) error { return errors.New("launched") }); err != nil {
 			t.Error(err)
 		}
 	}

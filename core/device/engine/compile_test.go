@@ -11,6 +11,7 @@ import (
 	"unsafe"
 
 	"github.com/tpde-project/tpde/core/codec/elias"
+	"github.com/tpde-project/tpde/core/codec/rice"
 	"github.com/tpde-project/tpde/core/container"
 	"github.com/tpde-project/tpde/core/device/dl"
 	"github.com/tpde-project/tpde/core/device/dl/dltest"
@@ -54,12 +55,16 @@ func TestEveryKernelIsRegistered(t *testing.T) {
 func TestParseShape(t *testing.T) {
 	const two = "// x.cu - y\n//\n// launch: threads=128 chunks_per_block=4\nvoid one(Batch b)\n" +
 		"// launch: threads=256 elements_per_block=16384/sizeof(Bits)\nvoid two(u32 x)\n"
-	for name, want := range map[string]shape{"one": {128, 4, false}, "two": {256, 16384, true}} {
+	for name, want := range map[string]shape{"one": {threads: 128, share: 4}, "two": {threads: 256, share: 16384, perWord: true}} {
 		if got, err := parseShape(two, name, map[string]string{"one": "chunks", "two": "elements"}[name]); err != nil || got != want {
 			t.Errorf("%s: got %v, %v, expected %v", name, got, err, want)
 		}
 	}
+	if got, err := parseShape("// launch: threads=96 chunks_per_block=3 staged\nvoid one(", "one", "chunks"); err != nil || got != (shape{threads: 96, share: 3, staged: true}) {
+		t.Errorf("staged: got %v, %v", got, err)
+	}
 	for _, bad := range []string{
+		"// launch: threads=128 chunks_per_block=3 staged\nvoid one(",
 		"", "void one(", "// launch: threads=0 chunks_per_block=4\nvoid one(", "// launch: threads=2048 chunks_per_block=4\nvoid one(",
 		"// launch: threads=128 chunks_per_block=0\nvoid one(", "// launch: threads=128\nvoid one(",
 		"// launch: threads=128 elements_per_block=4\nvoid one(", "void one(\n// launch: threads=128 chunks_per_block=4\n",
@@ -111,7 +116,7 @@ func TestLayout(t *testing.T) {
 	var b batch
 	var it item
 	var text strings.Builder
-	text.WriteString("#include \"batch.cuh\"\n#include \"elias.cuh\"\n")
+	text.WriteString("#include \"batch.cuh\"\n#include \"elias.cuh\"\n#include \"prefix.cuh\"\n")
 	same := func(what string, got any) { fmt.Fprintf(&text, "static_assert(%s == %d, \"\");\n", what, got) }
 	offset := func(where, field string, got uintptr) {
 		same(fmt.Sprintf("__INTADDR__(&((%s*)0)->%s)", where, field), got)
@@ -119,6 +124,7 @@ func TestLayout(t *testing.T) {
 	same("sizeof(Batch)", unsafe.Sizeof(b))
 	same("kMaxItems", maxItems)
 	offset("Batch", "items", unsafe.Offsetof(b.items))
+	offset("Batch", "chunks_per_block", unsafe.Offsetof(b.chunksPerBlock))
 	offset("Batch", "item", unsafe.Offsetof(b.item))
 	same("sizeof(Item)", unsafe.Sizeof(it))
 	offset("Item", "base", unsafe.Offsetof(it.base))
@@ -140,6 +146,26 @@ func TestLayout(t *testing.T) {
 	offset("elias::Tables", "gap", 256)
 	offset("elias::Tables", "classes", 268)
 	offset("elias::Tables", "shift", 272)
+	same("sizeof(prefix::Tables)", 32)
+	offset("prefix::Tables", "keys", 16)
+	offset("prefix::Tables", "entries", 20)
+	text.WriteString("#include \"rice.cuh\"\n")
+	same("sizeof(rice::Tables)", rice.DeviceHeadBytes)
+	offset("rice::Tables", "shift", 0)
+	offset("rice::Tables", "keys", 4)
+	offset("rice::Tables", "zero_class", 8)
+	offset("rice::Tables", "gap_classes", 12)
+	offset("rice::Tables", "step_at", 16)
+	offset("rice::Tables", "code_at", 20)
+	offset("rice::Tables", "symbol_at", 24)
+	offset("rice::Tables", "entry_at", 28)
+	offset("rice::Tables", "classes", 32)
+	offset("rice::Tables", "codes", 160)
+	offset("rice::ClassInfo", "kind", 4)
+	offset("rice::ClassInfo", "order", 8)
+	offset("rice::ClassInfo", "mean", 12)
+	offset("rice::CodeInfo", "peek", 4)
+	offset("rice::CodeInfo", "placeholder", 8)
 	text.WriteString("#include \"zstd.cuh\"\n")
 	var z zstdBatch
 	var zi zstdItem

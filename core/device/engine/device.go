@@ -16,6 +16,7 @@ import (
 type device struct {
 	context cuda.Context
 	target  string // architecture to compile for
+	limits  limits
 
 	functions [kernelIDs]atomic.Uintptr // cuda.Function; 0 if not loaded yet
 
@@ -40,7 +41,7 @@ func (e *Engine) device(ordinal int) (*device, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &device{modules: map[string]cuda.Module{}}
+	d := &device{modules: map[string]cuda.Module{}, limits: limits{v.Processors, v.Shared}}
 	if d.target, err = e.compiler.Target(10*v.Major + v.Minor); err != nil {
 		return nil, err
 	}
@@ -77,6 +78,11 @@ func (e *Engine) function(d *device, k kernelID) (cuda.Function, error) {
 	f, err := e.driver.Function(m, k.name())
 	if err != nil {
 		return 0, err
+	}
+	if k.launch().staged {
+		if err := e.driver.AllowShared(f, d.limits.shared.Block-spareBytes); err != nil {
+			return 0, err
+		}
 	}
 	d.functions[k].Store(uintptr(f))
 	return f, nil

@@ -128,12 +128,12 @@ func (e *Engine) run(jobs []Job, rebuild bool, f func(*device) error) error {
 
 // launchAll launches the kernel of each job, batched.
 func (e *Engine) launchAll(d *device, jobs []Job, kernel func(*Job) kernelID, stream uintptr) error {
-	return group(jobs, kernel, func(k kernelID, b *batch, blocks uint32) error {
+	return group(&d.limits, jobs, kernel, func(k kernelID, b *batch, blocks uint32, c cut) error {
 		f, err := e.function(d, k)
 		if err != nil {
 			return err
 		}
-		return e.driver.Launch(f, blocks, k.launch().threads, 0, cuda.Stream(stream), unsafe.Pointer(b), unsafe.Sizeof(*b))
+		return e.driver.Launch(f, blocks, c.threads, c.sharedBytes, cuda.Stream(stream), unsafe.Pointer(b), unsafe.Sizeof(*b))
 	})
 }
 

@@ -22,6 +22,8 @@ type Prepared struct {
 	tableBytes uint64  // of the image, padded
 	places     []place // zstd: of each chunk, and of what would follow
 	largest    uint64  // zstd: bytes of the largest plane
+	// Shared memory that the tables take, and a chunk, if the kernel is staged.
+	sharedTables, sharedChunk int
 }
 
 // Prepare validates an index and expands it to what kernels read. It needs no
@@ -54,6 +56,13 @@ func Prepare(index []byte) (*Prepared, error) {
 	case d.tables != nil:
 		if p.image, err = d.tables(x.Type, x.Tables); err != nil {
 			return nil, err
+		}
+	}
+	if d.sharedTables != nil {
+		p.sharedTables = d.sharedTables(p.image)
+		for i := range x.Records {
+			r := &x.Records[i]
+			p.sharedChunk = max(p.sharedChunk, d.sharedChunk(x.Type, int(r.UncompressedBytes)/x.Type.WordBytes(), int(r.CompressedBytes)))
 		}
 	}
 	if len(p.image) > 0 {

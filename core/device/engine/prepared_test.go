@@ -10,6 +10,7 @@ import (
 
 	"github.com/tpde-project/tpde/core/codec"
 	"github.com/tpde-project/tpde/core/codec/elias"
+	"github.com/tpde-project/tpde/core/codec/rice"
 	"github.com/tpde-project/tpde/core/container"
 	"github.com/tpde-project/tpde/core/dtype"
 	"github.com/tpde-project/tpde/core/residual"
@@ -53,10 +54,20 @@ func prepare(t testing.TB, id codec.ID, dt dtype.Type, kind residual.Kind, n int
 }
 
 func TestImage(t *testing.T) {
-	for _, id := range []codec.ID{codec.Elias, codec.Raw} {
+	for _, id := range []codec.ID{codec.Elias, codec.Raw, codec.Rice} {
 		p := prepare(t, id, dtype.BF16, residual.Bit, 2500)
 		x := p.Index()
 		image := p.Image()
+		if id == codec.Rice {
+			tables, err := rice.DeviceTables(x.Type, x.Tables)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n := len(tables); p.tableBytes != uint64(n+511)&^511 || !bytes.Equal(image[:n], tables) {
+				t.Errorf("%v: tables of %d bytes take %d", id, n, p.tableBytes)
+			}
+			image = image[p.tableBytes:]
+		}
 		if id == codec.Elias {
 			tables, err := elias.DeviceTables(x.Type, x.Tables)
 			if err != nil {
@@ -118,7 +129,12 @@ func TestPrepareChoosesKernel(t *testing.T) {
 		{codec.Elias, dtype.F8E5M2, residual.Add, "elias.cu -DWORD=u8 -DADD=F8E5M2"},
 		{codec.Zstd, dtype.F8E4M3FNUZ, residual.Add, "zstd.cu -DWORD=u8 -DADD=F8E4M3FNUZ"},
 		{codec.Raw, dtype.F8E5M2FNUZ, residual.Add, "raw.cu -DWORD=u8 -DADD=F8E5M2FNUZ"},
+		{codec.Rice, dtype.BF16, residual.Bit, "rice.cu -DWORD=u16"},
+		{codec.Rice, dtype.F64, residual.Add, "rice.cu -DWORD=u64 -DADD=F64"},
 		{codec.Zstd, dtype.BF16, residual.Bit, "zstd.cu -DWORD=u16"},
+		{codec.Prefix, dtype.BF16, residual.Bit, "prefix.cu -DWORD=u16"},
+		{codec.Prefix, dtype.F32, residual.Add, "prefix.cu -DWORD=u32 -DADD=F32"},
+		{codec.Prefix, dtype.F8E5M2, residual.Add, "prefix.cu -DWORD=u8 -DADD=F8E5M2"},
 		{codec.Zstd, dtype.F64, residual.Add, "zstd.cu -DWORD=u64 -DADD=F64"},
 	} {
 		if got := prepare(t, c.id, c.dt, c.kind, 64).kernel.module(); got != c.want {
@@ -140,7 +156,7 @@ func TestPrepareRefuses(t *testing.T) {
 	if _, err := Prepare(x.Append(nil)); !errors.Is(err, status.ErrCorrupt) {
 		t.Errorf("bad tables: %v", err)
 	}
-	x.Codec = codec.Rice
+	x.Codec = codec.Rice + 1
 	if _, err := Prepare(x.Append(nil)); !errors.Is(err, status.ErrUnsupported) {
 		t.Errorf("unknown codec: %v", err)
 	}

@@ -10,6 +10,8 @@ import (
 
 	"github.com/tpde-project/tpde/core/codec"
 	"github.com/tpde-project/tpde/core/codec/elias"
+	"github.com/tpde-project/tpde/core/codec/prefix"
+	"github.com/tpde-project/tpde/core/codec/rice"
 	"github.com/tpde-project/tpde/core/dtype"
 	"github.com/tpde-project/tpde/core/residual"
 	"github.com/tpde-project/tpde/core/status"
@@ -20,6 +22,8 @@ import (
 const (
 	eliasDecode = iota
 	rawDecode
+	prefixDecode
+	riceDecode
 	zstdGather
 	zstdJoin
 	crc32cCheck
@@ -38,6 +42,8 @@ var entries = [...]struct {
 }{
 	eliasDecode:       {"elias.cu", "elias_decode", decodeVariants, "chunks"},
 	rawDecode:         {"raw.cu", "raw_decode", decodeVariants, "chunks"},
+	prefixDecode:      {"prefix.cu", "prefix_decode", decodeVariants, "chunks"},
+	riceDecode:        {"rice.cu", "rice_decode", decodeVariants, "chunks"},
 	zstdGather:        {"zstd.cu", "zstd_gather", decodeVariants, "chunks"},
 	zstdJoin:          {"zstd.cu", "zstd_join", decodeVariants, "chunks"},
 	crc32cCheck:       {"crc32c.cu", "crc32c_check", []string{""}, "chunks"},
@@ -88,12 +94,18 @@ type decoder struct {
 	// tables expands the codec tables to what the kernel takes; nil if it
 	// takes none.
 	tables func(t dtype.Type, tables []byte) ([]byte, error)
+	// shared returns what the kernel takes of shared memory, if it is staged:
+	// for expanded tables, and for a chunk of so many words and bytes.
+	sharedTables func(tables []byte) int
+	sharedChunk  func(t dtype.Type, words, bytes int) int
 }
 
 var decoders = map[codec.ID]decoder{
-	codec.Elias: {eliasDecode, elias.DeviceTables},
-	codec.Raw:   {rawDecode, nil},
-	codec.Zstd:  {zstdJoin, nil}, // and what is in zstd.go
+	codec.Elias:  {entry: eliasDecode, tables: elias.DeviceTables},
+	codec.Raw:    {entry: rawDecode},
+	codec.Zstd:   {entry: zstdJoin}, // and what is in zstd.go
+	codec.Prefix: {entry: prefixDecode, tables: prefix.DeviceTables, sharedTables: prefix.DeviceShared, sharedChunk: prefix.DeviceStage},
+	codec.Rice:   {entry: riceDecode, tables: rice.DeviceTables},
 }
 
 // decodeVariant returns the index in decodeVariants for a dtype and residual.
@@ -126,10 +138,12 @@ var smallArithmetic = map[dtype.Type]int{dtype.F8E4M3: 0, dtype.F8E5M2: 1, dtype
 
 // shape is how the work of a kernel is cut: the threads of a thread block, and
 // its share of the work in chunks, elements or deltas, divided by the word
-// size if perWord.
+// size if perWord. A staged kernel gives a warp to a chunk, which it brings to
+// shared memory, and takes what cut.go finds; threads are the most then.
 type shape struct {
 	threads, share uint32
 	perWord        bool
+	staged         bool
 }
 
 // blocks returns the number of thread blocks for n chunks, elements or deltas.
@@ -170,7 +184,7 @@ func mustRead() (map[string]string, [len(entries)]shape) {
 
 // launchLine is the comment above a kernel, or at the top of its file, that
 // states its shape.
-var launchLine = regexp.MustCompile(`(?m)^// launch: threads=(\d+) (\w+)_per_block=(\d+)(/sizeof\(Bits\))?$`)
+var launchLine = regexp.MustCompile(`(?m)^// launch: threads=(\d+) (\w+)_per_block=(\d+)(/sizeof\(Bits\)| staged)?$`)
 
 // parseShape reads the last launch line above the kernel called name.
 func parseShape(source, name, unit string) (shape, error) {
@@ -185,10 +199,14 @@ func parseShape(source, name, unit string) (shape, error) {
 	m := found[len(found)-1]
 	threads, err1 := strconv.ParseUint(m[1], 10, 32)
 	share, err2 := strconv.ParseUint(m[3], 10, 32)
-	if err1 != nil || err2 != nil || threads == 0 || threads > 1024 || share < 8 && m[4] != "" || share == 0 || m[2] != unit {
+	if err1 != nil || err2 != nil || threads == 0 || threads > 1024 || share < 8 && m[4] == "/sizeof(Bits)" || share == 0 || m[2] != unit {
 		return shape{}, fmt.Errorf("kernel %s has the launch line %q, expected 1 to 1024 threads and a number of %s", name, m[0], unit)
 	}
-	return shape{uint32(threads), uint32(share), m[4] != ""}, nil
+	staged := m[4] == " staged"
+	if staged && threads != 32*share {
+		return shape{}, fmt.Errorf("kernel %s is staged with %d threads for %d chunks, expected a warp for each", name, threads, share)
+	}
+	return shape{uint32(threads), uint32(share), m[4] == "/sizeof(Bits)", staged}, nil
 }
 
 // headers returns what kernels include.

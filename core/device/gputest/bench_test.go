@@ -35,6 +35,34 @@ func BenchmarkReconstruct(b *testing.B) {
 	}
 }
 
+// BenchmarkVerify reports bytes of blobs per second, in chunks as the codecs
+// make them, from hundreds of bytes to tens of thousands.
+func BenchmarkVerify(b *testing.B) {
+	for _, density := range []float64{0.005, 0.1, 1} {
+		for _, id := range []codec.ID{codec.Elias, codec.Raw} {
+			b.Run(fmt.Sprintf("%v/%v", id, density), func(b *testing.B) {
+				onGPU(b, func() {
+					p := place(b, pack(b, options{id: id, dt: dtype.BF16, words: 64 << 20, base: true, density: density}))
+					jobs := []engine.Job{p.job()}
+					must(b, eng.Verify(jobs, 0))
+					must(b, driver.Wait(0))
+					for i, s := range p.statuses(b) {
+						if s != 0 {
+							b.Fatalf("chunk %d has status %d", i, s)
+						}
+					}
+					b.SetBytes(int64(len(p.sample.blob)))
+					b.ResetTimer()
+					for range b.N {
+						must(b, eng.Verify(jobs, 0))
+					}
+					must(b, driver.Wait(0))
+				})
+			})
+		}
+	}
+}
+
 // BenchmarkLaunch is what a call costs the host: one tiny tensor, a list of
 // 200.
 func BenchmarkLaunch(b *testing.B) {

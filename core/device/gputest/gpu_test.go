@@ -153,15 +153,31 @@ func pack(t testing.TB, o options) *sample {
 	if o.base {
 		s.base = words
 	}
+	s.encode(t, o.dt, tensor.Options{Codec: o.id, Residual: o.kind, ChunkWords: o.chunkWords, Level: o.level})
+	return s
+}
+
+// encode packs the target.
+func (s *sample) encode(t testing.TB, dt dtype.Type, o tensor.Options) {
+	t.Helper()
 	var out bytes.Buffer
 	var err error
-	d := tensor.Desc{Type: o.dt, Shape: []uint64{uint64(8 * len(words) / o.dt.Bits())}}
-	s.index, err = tensor.Encode(context.Background(), &out, d, s.base, s.target, tensor.Options{Codec: o.id, Residual: o.kind, ChunkWords: o.chunkWords, Level: o.level})
+	d := tensor.Desc{Type: dt, Shape: []uint64{uint64(8 * len(s.target) / dt.Bits())}}
+	s.index, err = tensor.Encode(context.Background(), &out, d, s.base, s.target, o)
 	must(t, err)
 	s.blob = out.Bytes()
 	s.prepared, err = engine.Prepare(s.index)
 	must(t, err)
-	return s
+}
+
+// onCPU rebuilds the target on the CPU.
+func (s *sample) onCPU(t testing.TB) ([]byte, error) {
+	t.Helper()
+	reader, err := tensor.Open(s.index, s.blob)
+	must(t, err)
+	words := make([]byte, len(s.target))
+	err = reader.Reconstruct(context.Background(), words, s.base, tensor.ReconstructOptions{SkipTargetDigest: true})
+	return words, err
 }
 
 // placed is a sample on the GPU.

@@ -27,10 +27,23 @@ type quantised struct {
 func placeQuantised(t testing.TB, s quant.Scheme, o options) *quantised {
 	t.Helper()
 	plain := pack(t, o)
+	return quantise(t, s, o, plain.base, func(base []byte) []byte {
+		target := bytes.Clone(base)
+		for i := range target { // the changes of the sample, made to the new base
+			target[i] += plain.target[i] - plain.base[i]
+		}
+		return target
+	})
+}
+
+// quantise makes a base of weights, and packs what targetOf makes of its values
+// against it.
+func quantise(t testing.TB, s quant.Scheme, o options, weights []byte, targetOf func(base []byte) []byte) *quantised {
+	t.Helper()
 	n := uint64(o.words)
 	d := &quant.Data{Packed: make([]byte, s.PackedBytes(n)), Scale: make([]byte, s.ScaleBytes(n)), Zero: make([]byte, s.ZeroBytes(n))}
 	if s.Kind == quant.Linear {
-		must(t, quant.Quantize(context.Background(), d, &s, plain.base, o.dt, 0))
+		must(t, quant.Quantize(context.Background(), d, &s, weights, o.dt, 0))
 	} else { // codes and scales as they may come from elsewhere
 		r := rand.New(rand.NewPCG(n, 7))
 		for i := range d.Packed {
@@ -40,21 +53,11 @@ func placeQuantised(t testing.TB, s quant.Scheme, o options) *quantised {
 			d.Scale[i] = [4]byte{byte(r.Uint32()), byte(r.Uint32()), 0x80, 0x3c}[i%4]
 		}
 	}
-	base := make([]byte, len(plain.base))
+	base := make([]byte, len(weights))
 	must(t, quant.Dequantize(context.Background(), base, o.dt, &s, d, 0))
-	target := bytes.Clone(base)
-	for i := range target { // the changes of the sample, made to the new base
-		target[i] += plain.target[i] - plain.base[i]
-	}
+	target := targetOf(base)
 	packed := &sample{name: fmt.Sprintf("%+v on %+v", o, s), base: base, target: target}
-	var out bytes.Buffer
-	var err error
-	packed.index, err = tensor.Encode(context.Background(), &out, tensor.Desc{Type: o.dt, Shape: []uint64{n}}, base, target,
-		tensor.Options{Codec: o.id, ChunkWords: o.chunkWords})
-	must(t, err)
-	packed.blob = out.Bytes()
-	packed.prepared, err = engine.Prepare(packed.index)
-	must(t, err)
+	packed.encode(t, o.dt, tensor.Options{Codec: o.id, ChunkWords: o.chunkWords})
 
 	p := place(t, packed)
 	p.base = nil // the GPU gets the codes alone
@@ -88,7 +91,7 @@ func TestQuantisedBases(t *testing.T) {
 			for _, dt := range []dtype.Type{dtype.BF16, dtype.F16, dtype.F32} {
 				var all []*quantised
 				var jobs []engine.Job
-				for _, id := range []codec.ID{codec.Elias, codec.Raw} {
+				for _, id := range codecs {
 					for _, words := range []int{1, 9, 4096, 20_003} {
 						for _, density := range []float64{0.02, 1} {
 							q := placeQuantised(t, s, options{id: id, dt: dt, words: words, chunkWords: uint64(min(words, 8192)), base: true, density: density})

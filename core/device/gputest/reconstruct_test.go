@@ -19,7 +19,7 @@ import (
 	"github.com/tpde-project/tpde/core/status"
 )
 
-var codecs = []codec.ID{codec.Elias, codec.Raw}
+var codecs = []codec.ID{codec.Elias, codec.Raw, codec.Prefix, codec.Rice}
 
 // samples are all codecs, dtypes of each word size, residuals, and sizes at
 // the borders of groups, rows, warps, chunks and blocks.
@@ -42,7 +42,7 @@ func samples(t testing.TB) []*sample {
 				add(options{id: id, dt: dt, kind: residual.Add, words: words, chunkWords: 4096, base: true, density: 0.2})
 			}
 		}
-		// Several blocks of elias in a chunk.
+		// Several blocks of elias and prefix in a chunk.
 		add(options{id: id, dt: dtype.BF16, words: 1<<21 + 5, chunkWords: 1 << 20, base: true, density: 0.01})
 	}
 	return all

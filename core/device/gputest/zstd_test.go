@@ -4,7 +4,6 @@ package gputest
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -20,7 +19,6 @@ import (
 	"github.com/tpde-project/tpde/core/quant"
 	"github.com/tpde-project/tpde/core/residual"
 	"github.com/tpde-project/tpde/core/status"
-	"github.com/tpde-project/tpde/core/tensor"
 )
 
 func needNvcomp(t testing.TB) {
@@ -361,10 +359,7 @@ func malform(t testing.TB, s *sample, chunk int, r *rand.Rand) (*placed, error) 
 	bad := &sample{name: fmt.Sprint("malformed ", s.name), base: s.base, target: bytes.Clone(s.target), index: x.Append(nil), blob: blob}
 	bad.prepared, err = engine.Prepare(bad.index)
 	must(t, err)
-	reader, err := tensor.Open(bad.index, blob)
-	must(t, err)
-	words := make([]byte, len(s.target))
-	err = reader.Reconstruct(context.Background(), words, s.base, tensor.ReconstructOptions{SkipTargetDigest: true})
+	words, err := bad.onCPU(t)
 	if err == nil {
 		bad.target = words
 	}

@@ -28,7 +28,17 @@ int cuGetErrorString(int e, const char **s) { return *s = "the fake driver refus
 int cuDeviceGetCount(int *n) { return *n = 2, 0; }
 int cuDeviceGet(int *d, int ordinal) { return ordinal > 1 ? 101 : (*d = 40 + ordinal, 0); }
 int cuDeviceGetName(char *s, int cap, int d) { return snprintf(s, cap, "Fake %d", d - 40), 0; }
-int cuDeviceGetAttribute(int *v, int a, int d) { return *v = a == 75 ? 9 : d - 40, 0; }  // 9.0 and 9.1
+int cuDeviceGetAttribute(int *v, int a, int d) {  // 9.0 and 9.1, with the multiprocessors of an H200
+  switch (a) {
+    case 75: return *v = 9, 0;
+    case 76: return *v = d - 40, 0;
+    case 16: return *v = 132, 0;
+    case 81: return *v = 228 << 10, 0;
+    case 97: return *v = 227 << 10, 0;
+    case 111: return *v = 1 << 10, 0;
+  }
+  return 1;
+}
 int cuDeviceGetPCIBusId(char *s, int cap, int d) { return snprintf(s, cap, "0000:%02x:00.0", d), 0; }
 int cuDeviceTotalMem_v2(size_t *n, int d) { return *n = (size_t)1 << 37, 0; }
 int cuDevicePrimaryCtxRetain(void **c, int d) { return *c = (void *)(uintptr_t)(0xc0 + d - 40), 0; }

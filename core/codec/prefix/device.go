@@ -1,0 +1,68 @@
+package prefix
+
+import (
+	"encoding/binary"
+
+	"github.com/tpde-project/tpde/core/dtype"
+)
+
+// deviceHead is the size of struct Tables of kernels/prefix_block.cuh.
+const deviceHead = 32
+
+// DeviceTables validates the codec tables of a tensor and expands them to what
+// kernels/prefix.cuh looks codes up in: struct Tables, then the byte offset of
+// the first entry of each key's context in 16 bits, then the entries, each
+// padded with zeros to a multiple of 16 bytes.
+func DeviceTables(dt dtype.Type, data []byte) ([]byte, error) {
+	t, err := parseTables(dt, data)
+	if err != nil {
+		return nil, err
+	}
+	l := &t.layout
+	longest := 0
+	for i := range t.codes {
+		_, total := t.codes[i].Longest()
+		longest = max(longest, total)
+	}
+	contexts := t.contexts.table(l)
+	entries := t.decoding()
+	signed := uint32(0)
+	if l.signed {
+		signed = 1
+	}
+	le := binary.LittleEndian
+	out := make([]byte, 0, deviceHead+2*len(contexts)+4*len(entries)+32)
+	for _, v := range []uint32{
+		uint32(t.contexts.shift), uint32(len(contexts) - 1), uint32(t.index), uint32(longest),
+		uint32(alignUp(len(contexts), 8)), uint32(alignUp(len(entries), 4)), signed, 0,
+	} {
+		out = le.AppendUint32(out, v)
+	}
+	for _, c := range contexts {
+		out = le.AppendUint16(out, uint16(int(c)<<t.index*4))
+	}
+	out = append(out, make([]byte, -len(out)&15)...)
+	for _, e := range entries { // the length in bits 0-4, the bias in bits 16-31
+		out = le.AppendUint32(out, e&31|e>>8<<16)
+	}
+	return append(out, make([]byte, -len(out)&15)...), nil
+}
+
+// DeviceShared returns how many bytes of shared memory the kernel takes for
+// expanded tables.
+func DeviceShared(tables []byte) int {
+	le := binary.LittleEndian
+	return 2*int(le.Uint32(tables[16:])) + 4*int(le.Uint32(tables[20:]))
+}
+
+// DeviceStage returns how many bytes of shared memory the bit strings of a
+// block take at most, of a chunk of so many words and bytes.
+func DeviceStage(dt dtype.Type, words, bytes int) int {
+	l := layoutOf(dt)
+	// The head comes before the strings; they lie as they lie in the blob, up
+	// to 12 bytes behind a multiple of 16.
+	n := bytes - l.planes()*2*words - 4 + 12
+	return alignUp(min(max(n, 0), blockWords*maxTotal/8+12), 16)
+}
+
+func alignUp(n, to int) int { return (n + to - 1) / to * to }

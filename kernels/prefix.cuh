@@ -1,0 +1,380 @@
+// prefix.cuh - decoder of the prefix codec (core/codec/prefix/FORMAT.md).
+//
+// One warp decodes one block; a thread is a lane of the format. A lane takes
+// its words of a row, 8 or 16 of them, as 16-bit coded parts, two to a
+// register, decodes those with one look-up each, and makes words of them again.
+// Lanes need nothing of each other but the starts of their bit strings.
+#pragma once
+
+#include "prefix_block.cuh"
+
+namespace prefix {
+
+const u32 kPairBits = 16;  // codes up to this long: two to a refill
+
+// An address in shared memory, in the 32 bits that it has there: all that the
+// address of an entry then takes, once its window is known, is one instruction.
+struct Shared {
+#ifdef __CUDA_ARCH__
+  u32 address;
+
+  static TPDE_FN Shared of(const void* p) { return Shared{(u32)__cvta_generic_to_shared(p)}; }
+  // Not volatile: nothing is written there after the barrier behind the copy of
+  // the tables, and what is looked up depends on what is loaded later.
+  TPDE_FN u32 word() const {
+    u32 v;
+    asm("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address));
+    return v;
+  }
+  TPDE_FN u32 half() const {
+    u16 v;
+    asm("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(address));
+    return v;
+  }
+#else
+  const u8* address;
+
+  static TPDE_FN Shared of(const void* p) { return Shared{static_cast<const u8*>(p)}; }
+  TPDE_FN u32 word() const { return *reinterpret_cast<const u32*>(address); }
+  TPDE_FN u32 half() const { return *reinterpret_cast<const u16*>(address); }
+#endif
+  TPDE_FN Shared plus(u32 bytes) const { return Shared{address + bytes}; }
+};
+
+// The tables as a lane uses them.
+struct Decoding {
+  Shared offset, entry;
+  u32 shift, mask, index;
+};
+
+TPDE_FN Decoding decoding(const Tables& t, const u32* behind) {
+  return Decoding{Shared::of(behind), Shared::of(behind + t.keys / 2), t.shift, t.mask, t.index};
+}
+
+// The n & 31 high bits of w as a number.
+TPDE_FN u32 top_bits(u32 w, u32 n) {
+#ifdef __CUDA_ARCH__
+  return __funnelshift_l(w, 0, n);
+#else
+  n &= 31;
+  return n ? w >> (32 - n) : 0;
+#endif
+}
+
+// w << (n & 31), which is one instruction, where C++ has to mask.
+TPDE_FN u32 shift_left(u32 w, u32 n) {
+#ifdef __CUDA_ARCH__
+  return __funnelshift_l(0, w, n);
+#else
+  return w << (n & 31);
+#endif
+}
+
+// Bytes of a (0 to 3) and b (4 to 7), chosen by the digits of `selector`.
+TPDE_FN u32 permute(u32 a, u32 b, u32 selector) {
+#ifdef __CUDA_ARCH__
+  return __byte_perm(a, b, selector);
+#else
+  const u64 both = (u64)b << 32 | a;
+  u32 out = 0;
+  for (u32 i = 0; i < 4; i++) out |= (u32)(both >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+  return out;
+#endif
+}
+const u32 kLowHalves = 0x5410, kHighHalves = 0x7632;
+
+// A reader of a lane's bit string, most significant bit first. One word is
+// loaded ahead, so that nobody waits for it. Wherever damaged data send it, it
+// reads no word but 0 to `last`.
+struct Bits {
+  const u32* words;  // shared or global memory
+  u32 last;
+  u32 next;          // word that `ahead` holds
+  // Bits read since the start of the lane's first word, in bits 0-15: what
+  // tables allow, and so any string that is well formed, is shorter. The bits
+  // above are what biases of entries add up to, and mean nothing.
+  u32 position;
+  u32 high, low;     // the word that the next bit is in, and the one behind it
+  u32 ahead;         // the next one, as in memory
+
+  TPDE_FN void start(const u32* w, u32 count, u32 bit) {
+    words = w;
+    last = count - 1;
+    position = bit & 31;
+    high = byte_swap(w[min_u32(bit >> 5, last)]);
+    low = byte_swap(w[min_u32((bit >> 5) + 1, last)]);
+    next = min_u32((bit >> 5) + 2, last);
+    ahead = w[next];
+  }
+  // The next 32 bits.
+  TPDE_FN u32 peek() const {
+#ifdef __CUDA_ARCH__
+    return __funnelshift_l(low, high, position);
+#else
+    const u32 used = position & 31;
+    return used ? high << used | low >> (32 - used) : high;
+#endif
+  }
+  // Goes on by the low 16 bits of n, at most 32.
+  TPDE_FN void skip(u32 n) {
+    const u32 to = position + n;
+    if ((to ^ position) & 32) {
+      high = low;
+      low = byte_swap(ahead);
+      next = min_u32(next + 1, last);
+      ahead = words[next];
+    }
+    position = to;
+  }
+  // Whether `bits` bits have been read, from bit `start` of the strings on.
+  TPDE_FN bool read(u32 start, u32 bits) const {
+    return bits <= kMaxLaneBits && (position & 0xffff) == (start & 31) + bits;
+  }
+};
+
+// Decodes the coded parts of 8 words, two to a register. Keyed: there are
+// several contexts. Pair: no code is longer than kPairBits. Part: only the
+// first `count` words exist.
+template <bool Keyed, bool Pair, bool Part>
+TPDE_FN void decode_parts(u32* parts, Bits& bits, const Decoding& d, u32 count) {
+#pragma unroll
+  for (u32 i = 0; i < 4; i++) {
+    const u32 x = parts[i];
+    Shared first = d.entry, second = d.entry;
+    if (Keyed) {
+      first = first.plus(d.offset.plus(2 * (x >> d.shift & d.mask)).half());
+      second = second.plus(d.offset.plus(2 * (x >> (d.shift + 16) & d.mask)).half());
+    }
+    u32 window = bits.peek();
+    u32 a = first.plus(4 * top_bits(window, d.index)).word();
+    if (Part && 2 * i >= count) a = 0;
+    const u32 low = x + top_bits(window, a) + (a >> 16);
+    if (Pair) {
+      window = shift_left(window, a);
+    } else {
+      bits.skip(a);
+      window = bits.peek();
+    }
+    u32 b = second.plus(4 * top_bits(window, d.index)).word();
+    if (Part && 2 * i + 1 >= count) b = 0;
+    // The low half of b only adds to the low half of the sum, without a carry.
+    const u32 high = (x & 0xffff0000u) + (top_bits(window, b) << 16) + b;
+    bits.skip(Pair ? a + b : b);
+    parts[i] = permute(low, high, 0x7610);
+  }
+}
+
+// Base words and planes of what a lane owns of a row.
+template <typename Word>
+struct Row {
+  Group base[Shape<Word>::kVectors];
+  Group plane[Shape<Word>::kPlanes + 1];  // the last is never used
+};
+
+// Loads `count` words from word `first` on, 1 to Shape::kWords.
+template <typename Word>
+TPDE_FN void load_row(const Block<Word>& b, u32 first, u32 count, Row<Word>& row) {
+  const u32 per = 16 / sizeof(Word);
+#pragma unroll
+  for (u32 v = 0; v < Shape<Word>::kVectors; v++) {
+    Group g = {{0, 0, 0, 0}};
+    const u32 left = count > v * per ? min_u32(count - v * per, per) : 0;
+#ifdef QUANT
+    if (left > 0) g = quant::dequant_any<QUANT>(*b.quantised, b.first + first + v * per, left);
+#else
+    if (b.base && left > 0) {
+      const Word* from = b.base + first + v * per;
+      g = b.aligned && left == per ? load_whole(from) : load_words<Word>(from, left);
+    }
+#endif
+    row.base[v] = g;
+  }
+  if (Shape<Word>::kPlanes == 0 || b.sign_extended) return;
+#pragma unroll
+  for (u32 p = 0; p < Shape<Word>::kPlanes; p++) {  // padded to whole groups
+    const u32* from = b.planes + p * b.plane_words + first / 2;
+    if (b.wide_planes) {
+      row.plane[p] = load_whole(from);
+    } else {
+#pragma unroll
+      for (u32 i = 0; i < 4; i++) row.plane[p].w[i] = from[i];
+    }
+  }
+}
+
+// The coded parts of 8 words of a row: of all, or of half of bytes.
+template <typename Word>
+TPDE_FN void take_parts(const Block<Word>& b, const Row<Word>& row, u32 half, u32* parts) {
+#pragma unroll
+  for (u32 i = 0; i < 4; i++) {
+    if (sizeof(Word) == 1) {
+      parts[i] = permute(row.base[0].w[2 * half + i / 2], 0, i % 2 ? 0x4342 : 0x4140);
+    } else if (sizeof(Word) == 2) {
+      parts[i] = row.base[0].w[i];
+    } else if (b.sign_extended) {
+      parts[i] = 0;
+    } else if (sizeof(Word) == 4) {
+      const Group& g = row.base[(i / 2) % Shape<Word>::kVectors];
+      parts[i] = permute(g.w[2 * (i % 2)], g.w[2 * (i % 2) + 1], kHighHalves);
+    } else {
+      const Group& g = row.base[i % Shape<Word>::kVectors];
+      parts[i] = permute(g.w[1], g.w[3], kHighHalves);
+    }
+  }
+}
+
+// The words that decoded parts stand for.
+template <typename Word>
+TPDE_FN void put_parts(const Block<Word>& b, const Row<Word>& row, u32 half, const u32* parts, Group* out) {
+  const u32 per = 16 / sizeof(Word);
+  if (sizeof(Word) == 1) {
+    out[0].w[2 * half] = permute(parts[0], parts[1], 0x6420);
+    out[0].w[2 * half + 1] = permute(parts[2], parts[3], 0x6420);
+  } else if (sizeof(Word) == 2) {
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) out[0].w[i] = parts[i];
+  } else if (b.sign_extended) {
+#pragma unroll
+    for (u32 i = 0; i < 8; i++) {
+      const Word residual = (Word)(long long)(short)(parts[i / 2] >> 16 * (i % 2));
+      set_group_word<Word>(out[i / per], i % per, (Word)(group_word<Word>(row.base[i / per], i % per) + residual));
+    }
+  } else if (sizeof(Word) == 4) {
+#pragma unroll
+    for (u32 i = 0; i < 8; i++) {
+      out[i / per].w[i % per] = permute(row.plane[0].w[i / 2], parts[i / 2], i % 2 ? kHighHalves : kLowHalves);
+    }
+  } else {
+    const u32 planes = Shape<Word>::kPlanes + 1;
+#pragma unroll
+    for (u32 i = 0; i < 8; i++) {
+      const u32 halves = i % 2 ? kHighHalves : kLowHalves;
+      u32* w = out[i / per].w + 2 * (i % per);
+      w[0] = permute(row.plane[0].w[i / 2], row.plane[1 % planes].w[i / 2], halves);
+      w[1] = permute(row.plane[2 % planes].w[i / 2], parts[i / 2], halves);
+    }
+  }
+}
+
+// Puts the exceptions among words `first` to first + count - 1 in their place.
+// Needed where what comes out is not the target itself, so that a word that is
+// already stored cannot be mended: the add residual in place.
+template <typename Word>
+TPDE_FN void put_exceptions(const Block<Word>& b, u32 first, u32 count, Group* out) {
+  const u32 per = 16 / sizeof(Word);
+  u32 lo = 0, hi = b.exceptions;  // the first exception at or behind `first` is in [lo, hi]
+  while (lo < hi) {
+    const u32 mid = (lo + hi) / 2;
+    if (b.at[mid] < first) lo = mid + 1; else hi = mid;
+  }
+#pragma unroll 1
+  for (u32 k = 0; k < count && lo + k < b.exceptions; k++) {
+    const u32 j = b.at[lo + k] - first;
+    if (j >= count) break;
+    const Word v = exception_value(b, lo + k);
+#pragma unroll
+    for (u32 i = 0; i < Shape<Word>::kVectors; i++) if (j / per == i) replace_at<Word>(out[i], j % per, v);
+  }
+}
+
+// Decodes and stores what a lane owns of a row, `count` words from `first` on.
+template <typename Word, bool Keyed, bool Pair, bool Part>
+TPDE_FN void decode_row(const Block<Word>& b, const Row<Word>& row, Bits& bits, const Decoding& d, u32 first,
+                        u32 count) {
+  const u32 per = 16 / sizeof(Word);
+  Group out[Shape<Word>::kVectors];
+#pragma unroll
+  for (u32 half = 0; half < Shape<Word>::kWords / 8; half++) {
+    u32 parts[4];
+    take_parts(b, row, half, parts);
+    decode_parts<Keyed, Pair, Part>(parts, bits, d, count > 8 * half ? count - 8 * half : 0);
+    put_parts(b, row, half, parts, out);
+  }
+#ifdef ADD
+  if (b.exceptions > 0) put_exceptions(b, first, count, out);
+#pragma unroll
+  for (u32 i = 0; i < Shape<Word>::kWords; i++) {
+    const Word from = group_word<Word>(row.base[i / per], i % per);
+    const Word residual = (Word)(group_word<Word>(out[i / per], i % per) - from);
+    set_group_word<Word>(out[i / per], i % per, apply<Word>(from, residual));
+  }
+#endif
+#pragma unroll
+  for (u32 v = 0; v < Shape<Word>::kVectors; v++) {
+    Word* to = b.dst + first + v * per;
+    if (b.aligned && (!Part || count >= (v + 1) * per)) {
+      store_whole(to, out[v]);
+    } else if (count > v * per) {
+      store_words<Word>(to, min_u32(count - v * per, per), out[v]);
+    }
+  }
+}
+
+// The rows that a lane loads before it decodes the first: before it knows
+// where its bit string is.
+template <typename Word>
+TPDE_FN void load_first(const Block<Word>& b, u32 lane, Row<Word>* queue) {
+  const u32 own = Shape<Word>::kWords;
+#pragma unroll
+  for (u32 i = 0; i < Shape<Word>::kAhead; i++) {
+    const u32 first = i * Shape<Word>::kRow + lane * own;
+    if (first < b.words) load_row(b, first, min_u32(b.words - first, own), queue[i]);
+  }
+#ifdef QUANT
+  for (u32 i = 1; i < Shape<Word>::kFetch; i++) {
+    quant::prefetch_codes(*b.quantised, b.first + i * Shape<Word>::kRow + lane * own);
+  }
+#endif
+}
+
+// Decodes the bit string of a lane, which is bits `start` to `end` - 1 of
+// `count` words at `words`, in shared or global memory, and writes the lane's
+// target words. Returns false if it ends elsewhere. `queue` is what load_first
+// filled; the tables are in shared memory.
+template <typename Word, bool Keyed, bool Pair>
+TPDE_FN bool decode_lane(const Block<Word>& b, u32 lane, const Decoding& d, const u32* words, u32 count, u32 start,
+                         u32 end, Row<Word>* queue) {
+  const u32 own = Shape<Word>::kWords, row = Shape<Word>::kRow, ahead = Shape<Word>::kAhead;
+  Bits bits;
+  bits.start(words, count, start);
+#pragma unroll 1
+  for (u32 first = lane * own; first < b.words; first += row) {
+    const Row<Word> now = queue[0];
+#pragma unroll
+    for (u32 i = 1; i < ahead; i++) queue[i - 1] = queue[i];
+    const u32 left = b.words - first;
+#ifdef QUANT
+    quant::prefetch_codes(*b.quantised, b.first + first + Shape<Word>::kFetch * row);
+#endif
+    if (left > ahead * row) load_row(b, first + ahead * row, min_u32(left - ahead * row, own), queue[ahead - 1]);
+    if (left >= own) {
+      decode_row<Word, Keyed, Pair, false>(b, now, bits, d, first, own);
+    } else {
+      decode_row<Word, Keyed, Pair, true>(b, now, bits, d, first, left);
+    }
+  }
+  return bits.read(start, end - start);
+}
+
+// The same, by what the tables are like. Every loop decodes any tables if it is
+// keyed and not of pairs: with the add residual and quantised bases, whose
+// arithmetic takes long to compile, there are fewer.
+template <typename Word>
+TPDE_FN bool decode_lane(const Tables& t, const Block<Word>& b, u32 lane, const Decoding& d, const u32* words,
+                         u32 count, u32 start, u32 end, Row<Word>* queue) {
+#ifdef ADD
+  return decode_lane<Word, true, false>(b, lane, d, words, count, start, end, queue);
+#else
+  const bool pairs = t.longest <= kPairBits;
+#ifndef QUANT
+  if (t.mask == 0 || !b.base) {  // one context, or base words of zero, whose key is 0
+    return pairs ? decode_lane<Word, false, true>(b, lane, d, words, count, start, end, queue)
+                 : decode_lane<Word, false, false>(b, lane, d, words, count, start, end, queue);
+  }
+#endif
+  return pairs ? decode_lane<Word, true, true>(b, lane, d, words, count, start, end, queue)
+               : decode_lane<Word, true, false>(b, lane, d, words, count, start, end, queue);
+#endif
+}
+
+}  // namespace prefix

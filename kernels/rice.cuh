@@ -1,0 +1,185 @@
+// rice.cuh - decoder of the rice codec (core/codec/rice/FORMAT.md).
+//
+// A thread block decodes a chunk. First the distances of all events become ranks
+// (rice_ranks.cuh). Then it goes through the base in tiles, each loaded while the
+// one before is worked on: it counts the words of each class, and finds the
+// events of the tile by their ranks (rice_tile.cuh). Changes of one unit are
+// made at once; of events with values only the positions are noted, and their
+// values are read at the end, lane by lane (rice_values.cuh). So the base is
+// read once, and written to the target once; changed words are written again.
+//
+// All of that is in shared memory, which is enough for what sparse changes take.
+// If there are more values than fit, their lanes walk along the base
+// (rice_walk.cuh). Chunks with more changed words, or very long ones, are decoded
+// tile by tile (rice_serial.cuh). The data may be anything: each read and write is bounded,
+// and so is the work.
+#pragma once
+
+#include "rice_head.cuh"
+#include "rice_ranks.cuh"
+#include "rice_serial.cuh"
+#include "rice_state.cuh"
+#include "rice_tile.cuh"
+#include "rice_values.cuh"
+#include "rice_walk.cuh"
+
+namespace rice {
+
+// Steps are in shared memory, unless words are so large that exponents, which
+// the encoder takes for keys, have 11 bits.
+template <typename Word>
+constexpr bool kNear = sizeof(Word) < 8;
+
+// How a chunk is decoded, by what of it shared memory holds.
+enum Way : u32 {
+  kAllListed,  // all events, and all values
+  kWalked,     // the events of gap classes
+  kSerially,   // neither
+};
+
+template <typename Word>
+TPDE_FN Way way_of(const Head& h, const Tables& tables, u32 words) {
+  if ((kNear<Word> && tables.keys > kNearKeys) || words > kMaxWords || h.gap_events > kMaxList) return kSerially;
+  return h.gap_events + h.events[kDense] <= kMaxList && h.values <= Shape<Word>::kTileWords ? kAllListed : kWalked;
+}
+
+// Notes which of the events of class c are in the tile at word `first`; the list
+// has the ranks of all of them. A warp does it. If the chunk is walked, dense
+// words are counted only.
+template <typename Word>
+TPDE_FN void find_range(Shared<Word>& s, const Block<Word>& b, const Steps<Word, kNear<Word>>& steps, u32 first, u32 c, bool walk) {
+  const Head& h = s.head;
+  const u32 begin = s.progress[c].passed, done = s.progress[c].done;
+  const u32 count = class_words(s, b, first, c);
+  const u32 from = h.start[c] + done, end = h.start[c] + h.events[c];
+  u32 n = count;
+  if (c != kDense) {
+    n = count_within(s, from, end, begin, count);
+  } else if (n > end - from) {
+    n = 0;  // more words than the chunk counts: told at the end
+  }
+  if (c == kDense && walk) find_lanes(s, steps, first, begin, n);
+  sync_warp();
+  if (is_leader()) {
+    s.progress[c] = Progress{begin + count, begin, done + n, done, from, begin};
+    s.events[c] = c == kDense && walk ? 0 : n;
+    if (first % kPageWords == 0) s.notes.listed.page[c][first / kPageWords] = (u16)done;
+  }
+}
+
+// Goes through the tiles of a chunk: applies the events of unit classes, and
+// notes the positions of the others in the list. If the chunk is walked, it
+// notes those of all gap classes.
+template <typename Word>
+TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data, bool walk,
+                          Private<Ahead<Word>, kThreads>& ahead) {
+  const Steps<Word, kNear<Word>> steps(s, tables);
+  const bool copy = !b.in_place();
+#pragma unroll 1
+  for (u32 first = 0; first < b.words; first += Shape<Word>::kTileWords) {
+    EACH_THREAD(t, kThreads) {
+      stage_tile(s, b, first, t, ahead[t], copy);
+      load_tile(b, first + Shape<Word>::kTileWords, t, ahead[t]);
+    }
+    barrier();
+    count_tile(s, steps);
+    barrier();
+    EACH_WARP(w, kWarps) {
+      for (u32 c = w; c < kClasses; c += kWarps) find_range(s, b, steps, first, c, walk);
+    }
+    barrier();  // the copy, too, is written before the events
+    EACH_THREAD(t, kThreads) {
+      const Numbering numbering(s);
+#pragma unroll 1
+      for (u32 n = t; n < numbering.all(); n += kThreads) {
+        u32 i = n;
+        const u32 c = numbering.class_of(i);
+        const Place<Word> place = locate_event(s, steps, c, i);
+        if (s.classes[c].kind == kValued || walk) {
+          s.list[s.progress[c].from + i] = (u16)(first + place.at);
+        } else {
+          apply_sign(s, b, data, first, place, s.head.sign_at[c] + s.progress[c].first + i);
+        }
+      }
+    }
+    barrier();
+  }
+}
+
+// Notes whether every event was found. Dense words beyond what the chunk counts
+// have none.
+template <typename Word>
+TPDE_FN void check_found(Shared<Word>& s) {
+  EACH_THREAD(t, kThreads) {
+    if (t < kClasses && s.progress[t].done != s.head.events[t]) raise(&s.bad);
+  }
+}
+
+template <typename Word>
+TPDE_FN void decode_events(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data, Way way,
+                           Private<Ahead<Word>, kThreads>& ahead) {
+  if (way == kSerially || s.too_wide) {
+    decode_serially<Word>(s, b, tables, data);
+    check_found(s);
+    return;
+  }
+  make_ranks(s, data, b.words);
+  if (failed(s)) return;
+  decode_tiles(s, b, tables, data, way == kWalked, ahead);
+  check_found(s);
+  if (failed(s)) return;  // the list is not all positions
+  if (way == kWalked) {
+    walk_values<Word>(s, b, tables, data);
+  } else {
+    decode_values(s, b, tables, data);
+  }
+}
+
+const u32 kLineWords = 32;  // 32-bit words of a cache line
+
+// Brings what is at p to the L2 cache.
+TPDE_FN void prefetch(const u32* p) {
+#ifdef __CUDA_ARCH__
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+#endif
+}
+
+// Decodes a chunk of data_words 32-bit words that should change `deltas` words.
+// All threads of a block call it. Returns false for data that no encoder writes.
+template <typename Word>
+TPDE_FN bool decode_chunk(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data, u32 data_words,
+                          u32 deltas) {
+  Private<Ahead<Word>, kThreads> ahead;
+  EACH_THREAD(t, kThreads) {
+    if (t * kLineWords < data_words) prefetch(data + t * kLineWords);
+    load_tile(b, 0, t, ahead[t]);
+    const u32* steps = tables.at<u32>(tables.step_at);
+    for (u32 i = t; i < min_u32(tables.keys, kNearKeys); i += kThreads) s.step[i] = steps[i];
+    if (t < kClasses) {
+      s.classes[t] = tables.classes[t];
+      s.progress[t] = Progress{0, 0, 0, 0, 0, 0};
+      for (u32 i = 0; i < kPages; i++) s.notes.listed.page[t][i] = 0xffff;
+    }
+    if (t == 0) {
+      s.zero_class = tables.zero_class;
+      s.far_events = s.too_wide = 0;
+    }
+  }
+  barrier();
+  EACH_THREAD(t, kThreads) {
+    if (t == 0) {
+      s.bad = read_head(s.classes, data, data_words, b.words, sizeof(Word), s.head) ? 0 : 1;
+      s.deltas = s.head.gap_events;
+    }
+  }
+  if (failed(s)) return false;
+  const Way way = way_of<Word>(s.head, tables, b.words);
+  scan_quotients(s, data, way != kSerially);
+  if (failed(s)) return false;
+  decode_events(s, b, tables, data, way, ahead);
+  if (failed(s)) return false;
+  EACH_THREAD(t, kThreads) { apply_exceptions(s, b, data, t); }
+  return !failed(s) && s.deltas == deltas;
+}
+
+}  // namespace rice

@@ -1,0 +1,140 @@
+// rice_head.cuh - the head of a chunk of the rice codec, and its exceptions.
+#pragma once
+
+#include "rice_state.cuh"
+
+namespace rice {
+
+const u32 kMaxZeros = 28;            // of an exp-Golomb code
+const u32 kMaxLaneBits = 1u << 29;   // more than any chunk has
+const u32 kLeastOrder = 8, kWidthBits = 5;
+
+// Reads an exp-Golomb code; false if no encoder writes it.
+TPDE_FN bool read_gamma(Bits& bits, u32 order, u64& v) {
+  const u32 zeros = leading_zeros(bits.peek());
+  if (zeros > kMaxZeros) return false;
+  bits.skip(zeros);
+  const u32 n = zeros + 1 + order;  // at most 53
+  const u64 high = n > 32 ? bits.take(n - 32) : 0;
+  v = (high << 32 | bits.take(min_u32(n, 32))) - ((u64)1 << order);
+  return true;
+}
+
+// Reads the number of events of a class, at most `limit`.
+TPDE_FN bool read_count(Bits& bits, const ClassInfo& c, u32 limit, u32& n) {
+  u64 z;
+  if (!read_gamma(bits, c.order, z)) return false;
+  const u64 v = (u64)c.mean + ((z >> 1) ^ (0 - (z & 1)));  // huge if negative
+  n = (u32)v;
+  return v <= limit;
+}
+
+TPDE_FN u32 position_bytes(u32 words) { return words <= kShortWords ? 2 : 4; }
+
+// Reads the head of a chunk of data_words 32-bit words, and finds where its
+// sections start. Returns false for one that no encoder writes; then nothing
+// else of `h` is used.
+TPDE_FN bool read_head(const ClassInfo* classes, const u32* data, u32 data_words, u32 words, u32 word_bytes, Head& h) {
+  if (data_words == 0) return false;
+  Bits bits;
+  bits.start(data, data_words, 0);
+  u32 left = words;
+  h.gap_events = h.values = 0;
+  for (u32 c = 0; c < kClasses; c++) {
+    const ClassInfo& info = classes[c];
+    u32 n = 0;
+    if (info.kind != kAbsent && !read_count(bits, info, left, n)) return false;
+    left -= n;
+    h.events[c] = n;
+    h.start[c] = h.gap_events;
+    h.values_at[c] = h.values;
+    if (c != kDense) h.gap_events += n;
+    if (info.kind == kValued) h.values += n;
+  }
+  h.exceptions = 0;
+  u32 listed = 0;  // 32-bit words
+  if (bits.take(1)) {
+    u64 n;
+    if (!read_gamma(bits, 0, n) || n >= words) return false;
+    h.exceptions = (u32)n + 1;
+    const u64 need = ((u64)h.exceptions * position_bytes(words) + 3) / 4 + ((u64)h.exceptions * word_bytes + 3) / 4;
+    if (need >= data_words) return false;
+    listed = (u32)need;
+  }
+  h.exceptions_at = (data_words - listed) * 4;
+  h.bits = (data_words - listed) * 32;
+
+  h.lanes = min_u32(h.values / kLaneValues, kMaxLanes);
+  if (h.lanes == 0) h.lanes = 1;
+  h.least = h.width = 0;
+  if (h.lanes > 1) {
+    u64 least;
+    if (!read_gamma(bits, kLeastOrder, least) || least >= kMaxLaneBits) return false;
+    h.least = (u32)least;
+    h.width = bits.take(kWidthBits);
+  }
+  h.lane_table = bits.position();
+
+  // At most 25 bits for each of at most 2^25 words: no sum overflows.
+  u32 at = h.lane_table + (h.lanes - 1) * h.width;
+  for (u32 c = 0; c < kDense; c++) {
+    h.low_at[c] = at;
+    at += h.events[c] * classes[c].low;
+  }
+  for (u32 c = 0; c < kDense; c++) {
+    h.sign_at[c] = at;
+    if (classes[c].kind == kUnit) at += h.events[c];
+  }
+  h.low_at[kDense] = h.sign_at[kDense] = h.quotients = at;
+  return at <= h.bits;
+}
+
+// The position of exception i.
+TPDE_FN u32 exception_at(const Head& h, const u32* data, u32 i, u32 words) {
+  const u8* list = reinterpret_cast<const u8*>(data) + h.exceptions_at;
+  return words <= kShortWords ? reinterpret_cast<const u16*>(list)[i] : reinterpret_cast<const u32*>(list)[i];
+}
+
+// The number of the first exception at a position or behind.
+TPDE_FN u32 find_exception(const Head& h, const u32* data, u32 position, u32 words) {
+  u32 lo = 0, hi = h.exceptions;
+  while (lo < hi) {
+    const u32 mid = (lo + hi) / 2;
+    if (exception_at(h, data, mid, words) < position) lo = mid + 1; else hi = mid;
+  }
+  return lo;
+}
+
+// Whether the word at a position is listed.
+TPDE_FN bool is_exception(const Head& h, const u32* data, u32 position, u32 words) {
+  const u32 i = find_exception(h, data, position, words);
+  return i < h.exceptions && exception_at(h, data, i, words) == position;
+}
+
+// Applies exceptions t, t + kThreads and so on. Nothing else is written to the
+// words that they are at; positions ascend, or the chunk is corrupt.
+template <typename Word>
+TPDE_FN void apply_exceptions(Shared<Word>& s, const Block<Word>& b, const u32* data, u32 t) {
+  const Head& h = s.head;
+  const u8* words = reinterpret_cast<const u8*>(data) + h.exceptions_at + (h.exceptions * position_bytes(b.words) + 3) / 4 * 4;
+  u32 changed = 0;
+  for (u32 i = t; i < h.exceptions; i += kThreads) {
+    const u32 p = exception_at(h, data, i, b.words);
+    if (p >= b.words || (i > 0 && exception_at(h, data, i - 1, b.words) >= p)) {
+      raise(&s.bad);
+      break;
+    }
+    Word v;
+    if (sizeof(Word) == 8) {  // only 4-byte aligned
+      const u32* half = reinterpret_cast<const u32*>(words) + 2 * i;
+      v = (Word)((u64)half[1] << 32 | half[0]);
+    } else {
+      v = reinterpret_cast<const Word*>(words)[i];
+    }
+    b.dst[p] = apply<Word>(base_word(b, p), v);
+    changed += v != 0;
+  }
+  if (changed) add_shared(&s.deltas, changed);
+}
+
+}  // namespace rice

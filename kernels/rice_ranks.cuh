@@ -1,0 +1,142 @@
+// rice_ranks.cuh - turns the distances of a chunk of the rice codec into ranks,
+// all of them at once.
+//
+// With zeros(i) the number of zeros before the one of event i in the quotients,
+// and low(i) its low bits, the rank of event i of a class that starts with event
+// s is ((zeros(i) - zeros before the class) << k) + the sum of low(j) + 1 for j
+// from s to i, less 1: one scan over the bits and one over the events.
+#pragma once
+
+#include "rice_state.cuh"
+
+namespace rice {
+
+const u32 kPieceBits = 16;  // of the quotients, that a thread looks at
+
+// The class of an event of a gap class.
+TPDE_FN u32 class_of_event(const Head& h, u32 event) {
+  u32 c = 0;
+  while (c + 1 < kDense && event >= h.start[c + 1]) c++;
+  return c;
+}
+
+// The piece of the quotients at a bit, in the upper half of a word.
+TPDE_FN u32 quotient_piece(const Head& h, const u32* data, u32 at) {
+  if (at >= h.bits) return 0;
+  const u32 n = min_u32(h.bits - at, kPieceBits);
+  return bits_at(data, h.bits / 32, at, n) << (32 - n);
+}
+
+// The number of bits up to one k of a piece, that one included; k counts from 0.
+TPDE_FN u32 end_of_one(u32 piece, u32 k) {
+  for (; k > 0; k--) piece &= ~(0x80000000u >> leading_zeros(piece));
+  return leading_zeros(piece) + 1;
+}
+
+// Finds where the quotients of each class start, and with `list` the zeros
+// before each event, or that they are too many.
+template <typename Word>
+TPDE_FN void scan_quotients(Shared<Word>& s, const u32* data, bool list) {
+  Head& h = s.head;
+  Private<u32, kThreads> index;
+  EACH_THREAD(t, kThreads) {
+    if (t < kClasses) h.quotient_at[t] = h.quotients;  // written again behind the barriers of a scan
+  }
+  u32 found = 0;
+  for (u32 at = h.quotients; found < h.gap_events && at < h.bits; at += kThreads * kPieceBits) {
+    EACH_THREAD(t, kThreads) { index[t] = count_ones(quotient_piece(h, data, at + t * kPieceBits)); }
+    const u32 ones = scan_block<kThreads>(index, s.sums);
+    EACH_THREAD(t, kThreads) {
+      const u32 start = at + t * kPieceBits;
+      u32 piece = quotient_piece(h, data, start);
+      u32 i = found + index[t];
+      const u32 n = count_ones(piece);
+#pragma unroll 1
+      for (u32 c = 0; c < kClasses; c++) {
+        const u32 before = h.start[c] - i;  // ones of this piece that come before class c
+        if (before - 1 < n) h.quotient_at[c] = start + end_of_one(piece, before - 1);
+      }
+      if (list) {
+        u32 zeros = start - h.quotients - i;  // before the piece
+        for (; piece != 0 && i < h.gap_events; i++) {
+          const u32 run = leading_zeros(piece);
+          zeros += run;
+          if (zeros > 0xffff) raise(&s.too_wide);
+          s.list[i] = (u16)zeros;
+          piece <<= run;
+          piece <<= 1;
+        }
+      }
+    }
+    found += ones;
+  }
+  EACH_THREAD(t, kThreads) {
+    if (t == 0 && found < h.gap_events) raise(&s.bad);
+  }
+}
+
+// The low bits of an event of class c, and one; more than the chunk has words
+// count as so many.
+template <typename Word>
+TPDE_FN u32 low_and_one(const Shared<Word>& s, const u32* data, u32 words, u32 c, u32 event) {
+  const Head& h = s.head;
+  const u32 k = s.classes[c].low;
+  return min_u32(bits_at(data, h.bits / 32, h.low_at[c] + (event - h.start[c]) * k, k), words) + 1;
+}
+
+// Replaces the zeros before each event by the low 16 bits of its rank, and lists
+// the events that are far behind others. The chunk has at most kMaxWords words.
+template <typename Word>
+TPDE_FN void make_ranks(Shared<Word>& s, const u32* data, u32 words) {
+  const Head& h = s.head;
+  const u32 each = (h.gap_events + kThreads - 1) / kThreads;
+  Private<u32, kThreads> sum, zeros;
+  EACH_THREAD(t, kThreads) {
+    u32 n = 0;
+    const u32 end = min_u32((t + 1) * each, h.gap_events);
+    u32 i = min_u32(t * each, end);
+    zeros[t] = i > 0 ? s.list[i - 1] : 0;  // before another thread replaces it
+    for (u32 c = class_of_event(h, i); i < end; i++) {
+      while (i - h.start[c] >= h.events[c]) c++;
+      n += low_and_one(s, data, words, c, i);
+    }
+    sum[t] = n;
+  }
+  scan_block<kThreads>(sum, s.sums);
+  EACH_THREAD(t, kThreads) {  // the thread that has the first event of a class tells the others
+    const u32 end = min_u32((t + 1) * each, h.gap_events);
+    const u32 begin = min_u32(t * each, end);
+#pragma unroll 1
+    for (u32 first = 0; first < kDense; first++) {
+      if (h.events[first] == 0 || h.start[first] < begin || h.start[first] >= end) continue;
+      u32 n = sum[t], i = begin;
+      for (u32 c = class_of_event(h, i); i < h.start[first]; i++) {
+        while (i - h.start[c] >= h.events[c]) c++;
+        n += low_and_one(s, data, words, c, i);
+      }
+      s.notes.listed.low_before[first] = n;
+    }
+  }
+  barrier();
+  EACH_THREAD(t, kThreads) {
+    const u32 end = min_u32((t + 1) * each, h.gap_events);
+    u32 n = sum[t], i = min_u32(t * each, end), before = zeros[t];
+    for (u32 c = class_of_event(h, i); i < end; i++) {
+      while (i - h.start[c] >= h.events[c]) c++;
+      const u32 k = s.classes[c].low, low = low_and_one(s, data, words, c, i);
+      const u32 class_zeros = h.quotient_at[c] - h.quotients - h.start[c], here = s.list[i];
+      n += low;
+      const u64 rank = ((u64)(here - class_zeros) << k) + (n - s.notes.listed.low_before[c] - 1);
+      if (rank >= words) {
+        raise(&s.bad);
+      } else if (((u64)(here - before) << k) + low > kFar) {  // no zeros are between two classes
+        const u32 slot = add_shared(&s.far_events, 1);
+        if (slot < kMaxFar) s.notes.listed.far[slot] = Far{i, (u32)rank}; else raise(&s.bad);
+      }
+      s.list[i] = (u16)rank;
+      before = here;
+    }
+  }
+}
+
+}  // namespace rice

@@ -1,0 +1,341 @@
+// rice_tile.cuh - finds the words of given ranks in a tile of a chunk.
+//
+// A tile lies in shared memory. Its words are counted by class, group by group,
+// in bytes: a key's step has a one in the byte of its class. What the groups of
+// a segment have before them is kept in bytes, too, what segments have before
+// them in 16 bits. An event then searches for its segment, its group and its
+// word, in a handful of steps each, and all events of a tile do so at once.
+#pragma once
+
+#include "rice_state.cuh"
+
+namespace rice {
+
+// The groups that a thread loads.
+template <typename Word>
+struct Ahead {
+  Group g[Shape<Word>::kStretch];
+};
+
+// Whether the tile at word `first` is moved 16 bytes at a time: all of it is in
+// the chunk, and base and target are aligned.
+template <typename Word>
+TPDE_FN bool is_whole(const Block<Word>& b, u32 first) {
+  return b.aligned && b.words >= Shape<Word>::kTileWords && first <= b.words - Shape<Word>::kTileWords;
+}
+
+// Loads thread t's groups of the tile at word `first`, if it is a whole one. A
+// quantised base is not loaded ahead.
+template <typename Word>
+TPDE_FN void load_tile(const Block<Word>& b, u32 first, u32 t, Ahead<Word>& a) {
+#ifndef QUANT
+  if (!is_whole(b, first)) return;
+#pragma unroll
+  for (u32 j = 0; j < Shape<Word>::kStretch; j++) {
+    const u32 word = first + (t + j * kThreads) * Shape<Word>::kPer;
+    a.g[j] = b.base ? load_whole(b.base + word) : Group{{0, 0, 0, 0}};
+  }
+#endif
+}
+
+// Puts them into shared memory, and with `copy` into the target. The words of
+// other tiles are loaded here, one by one, with zeros behind the last.
+template <typename Word>
+TPDE_FN void stage_tile(Shared<Word>& s, const Block<Word>& b, u32 first, u32 t, const Ahead<Word>& a, bool copy) {
+  const u32 per = Shape<Word>::kPer;
+  if (is_whole(b, first)) {
+#ifdef QUANT
+#pragma unroll 1
+#else
+#pragma unroll
+#endif
+    for (u32 j = 0; j < Shape<Word>::kStretch; j++) {
+      const u32 i = t + j * kThreads;
+#ifdef QUANT
+      const Group g = dequant(*b.quantised, b.first + first + i * per, per);
+#else
+      const Group g = a.g[j];
+#endif
+      store_shared(&s.tile[swizzle<Word>(i)], g);
+      if (copy) store_whole(b.dst + first + i * per, g);
+    }
+    return;
+  }
+  Word* tile = reinterpret_cast<Word*>(s.tile);
+#pragma unroll 1
+  for (u32 i = t; i < Shape<Word>::kTileWords; i += kThreads) {
+    const bool inside = i < b.words - first;
+    const Word w = inside ? base_word(b, first + i) : (Word)0;
+    tile[swizzle<Word>(i / per) * per + i % per] = w;
+    if (inside && copy) b.dst[first + i] = w;
+  }
+}
+
+// The steps of keys: in shared memory, unless there are many. An offset is that
+// of a key's step in bytes; it comes from a rotated word, of which all other
+// bits are masked off.
+template <typename Word, bool Near>
+struct Steps {
+  const u32* steps;  // shared memory if Near, else global memory
+  u32 near;          // address in shared memory: a multiple of the size of the steps
+  u32 rotate;
+  u32 mask;
+
+  TPDE_FN Steps(const Shared<Word>& s, const Tables& tables) {
+    steps = Near ? s.step : tables.at<u32>(tables.step_at);
+#ifdef __CUDA_ARCH__
+    near = (u32)__cvta_generic_to_shared(s.step);
+#endif
+    rotate = (tables.shift - 2) & 31;
+    mask = (tables.keys - 1) * (u32)sizeof(u32);
+  }
+  // The step of word j of a group; j is known when this is compiled.
+  TPDE_FN u32 step(const Group& g, u32 j) const {
+    const u32 per = sizeof(Word) < 4 ? 4 / sizeof(Word) : 1;
+    const u32 x = sizeof(Word) == 8 ? g.w[(2 * j + 1) & 3] : g.w[j / per];
+    const u32 right = (rotate + j % per * 8 * (u32)sizeof(Word)) & 31;
+#ifdef __CUDA_ARCH__
+    const u32 rotated = __funnelshift_r(x, x, right);
+    if (Near) {  // mask and address in one instruction
+      u32 v;
+      asm("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"((rotated & mask) | near));
+      return v;
+    }
+    return __ldg(steps + (rotated & mask) / 4);
+#else
+    return steps[((right ? x >> right | x << (32 - right) : x) & mask) / 4];
+#endif
+  }
+};
+
+// What thread t counts in its stretch: sum.g[j] in the groups before group j,
+// sum.all in all.
+template <typename Word>
+struct Stretch {
+  Counts g[Shape<Word>::kStretch];
+  Counts all;
+};
+
+template <typename Word, bool Near>
+TPDE_FN void count_stretch(const Shared<Word>& s, const Steps<Word, Near>& steps, u32 t, Stretch<Word>& sum) {
+  sum.all = Counts{0, 0};
+#pragma unroll
+  for (u32 j = 0; j < Shape<Word>::kStretch; j++) {
+    sum.g[j] = sum.all;
+    const Group g = load_whole(&s.tile[swizzle<Word>(t * Shape<Word>::kStretch + j)]);
+#pragma unroll
+    for (u32 part = 0; part < Shape<Word>::kPer; part += 8) {  // half a byte holds no more
+      u32 n = 0;
+#pragma unroll
+      for (u32 i = part; i < part + 8 && i < Shape<Word>::kPer; i++) n += steps.step(g, i);
+      sum.all = sum.all + Counts{n & 0x0f0f0f0f, n >> 4 & 0x0f0f0f0f};
+    }
+  }
+}
+
+// Sums up over the threads of each segment: v becomes what those before count.
+// That is at most kSegmentWords less a group, so bytes hold it; what the last
+// thread adds in between may not fit, but goes away again.
+TPDE_FN void scan_segments(Private<Counts, kThreads>& v, u32 width) {
+#ifdef __CUDACC__
+  const u32 lane = threadIdx.x & (width - 1);
+  Counts sum = v.value;
+#pragma unroll
+  for (u32 d = 1; d < width; d *= 2) {
+    const Counts up = Counts{__shfl_up_sync(0xffffffffu, sum.even, d), __shfl_up_sync(0xffffffffu, sum.odd, d)};
+    if (lane >= d) sum = sum + up;
+  }
+  v.value = Counts{sum.even - v.value.even, sum.odd - v.value.odd};
+#else
+  for (u32 t = 0; t < kThreads; t += width) {
+    Counts sum = {0, 0};
+    for (u32 i = t; i < t + width; i++) {
+      const Counts n = v[i];
+      v[i] = sum;
+      sum = sum + n;
+    }
+  }
+#endif
+}
+
+// Where in a row of Shared.total the total of a class is: the even and the odd
+// bytes of both words of Counts.
+TPDE_FN u32 total_index(u32 c) { return c % 2 * 4 + c / 2 % 2 * 2 + c / 4; }
+
+// Stores the counts of thread t; `before` is what the threads of its segment
+// before it count.
+template <typename Word>
+TPDE_FN void store_counts(Shared<Word>& s, u32 t, const Stretch<Word>& sum, Counts before) {
+  const u32 bytes = 0x00ff00ff;
+#pragma unroll
+  for (u32 j = 0; j < Shape<Word>::kStretch; j++) s.before[t * Shape<Word>::kStretch + j] = before + sum.g[j];
+  if (t % Shape<Word>::kSegmentThreads != Shape<Word>::kSegmentThreads - 1) return;
+  Group all;
+  all.w[0] = (before.even & bytes) + (sum.all.even & bytes);
+  all.w[1] = (before.even >> 8 & bytes) + (sum.all.even >> 8 & bytes);
+  all.w[2] = (before.odd & bytes) + (sum.all.odd & bytes);
+  all.w[3] = (before.odd >> 8 & bytes) + (sum.all.odd >> 8 & bytes);
+  store_shared(s.total[t / Shape<Word>::kSegmentThreads], all);
+}
+
+// Counts the words of a tile. It holds no barriers; the tile is staged before,
+// and the counts are read after one.
+template <typename Word, bool Near>
+TPDE_FN void count_tile(Shared<Word>& s, const Steps<Word, Near>& steps) {
+  Private<Stretch<Word>, kThreads> sum;
+  Private<Counts, kThreads> before;
+  EACH_THREAD(t, kThreads) {
+    count_stretch(s, steps, t, sum[t]);
+    before[t] = sum[t].all;
+  }
+  scan_segments(before, Shape<Word>::kSegmentThreads);
+  EACH_THREAD(t, kThreads) { store_counts(s, t, sum[t], before[t]); }
+}
+
+// A warp sums up the segments' words of class c and returns how many the tile
+// has.
+template <typename Word>
+TPDE_FN u32 scan_class(Shared<Word>& s, u32 c) {
+  const u32 n = Shape<Word>::kSegments, at = total_index(c);
+  u32 all = 0;
+#ifdef __CUDACC__
+  const u32 lane = threadIdx.x & 31;
+#pragma unroll
+  for (u32 i = 0; i < n; i += 32) {
+    const u32 v = i + lane < n ? s.total[(i + lane) & (n - 1)][at] : 0;
+    u32 sum = v;
+#pragma unroll
+    for (u32 d = 1; d < 32; d *= 2) {
+      const u32 up = __shfl_up_sync(0xffffffffu, sum, d);
+      if (lane >= d) sum += up;
+    }
+    if (i + lane < n) s.segment[c][i + lane] = (u16)(all + sum - v);
+    all += __shfl_sync(0xffffffffu, sum, 31);
+  }
+#else
+  for (u32 i = 0; i < n; i++) {
+    s.segment[c][i] = (u16)all;
+    all += s.total[i][at];
+  }
+#endif
+  return all;
+}
+
+// A warp does this for class c of the tile at word `first`. What was counted
+// behind the end of the chunk are zeros.
+template <typename Word>
+TPDE_FN u32 class_words(Shared<Word>& s, const Block<Word>& b, u32 first, u32 c) {
+  const u32 words = min_u32(b.words - first, Shape<Word>::kTileWords);
+  return scan_class(s, c) - (c == s.zero_class ? Shape<Word>::kTileWords - words : 0);
+}
+
+// Whether an event of the list is among the `count` words of its class from rank
+// `begin` on, if it is not before them.
+template <typename Word>
+TPDE_FN bool is_within(const Shared<Word>& s, u32 event, u32 begin, u32 count) {
+  bool within = (u16)(s.list[event] - begin) < count;
+  // Where distances are large, low bits do not tell.
+#pragma unroll 1
+  for (u32 k = 0; k < s.far_events; k++) {
+    if (s.notes.listed.far[k].event == event) within = s.notes.listed.far[k].rank - begin < count;
+  }
+  return within;
+}
+
+// A warp counts the events from `from` up to `end` that are within that range:
+// all of them up to one that is not.
+template <typename Word>
+TPDE_FN u32 count_within(const Shared<Word>& s, u32 from, u32 end, u32 begin, u32 count) {
+  u32 n = 0;
+#ifdef __CUDACC__
+  const u32 lane = threadIdx.x & 31;
+  for (;;) {
+    const u32 i = from + n + lane;
+    const u32 others = __ballot_sync(0xffffffffu, i >= end || !is_within(s, i, begin, count));
+    if (others != 0) return n + __ffs(others) - 1;
+    n += 32;
+  }
+#else
+  while (from + n < end && is_within(s, from + n, begin, count)) n++;
+  return n;
+#endif
+}
+
+// A word of a tile.
+template <typename Word>
+struct Place {
+  u32 at;
+  Word word;
+};
+
+// The word of the tile that is number n of class c in it; it has more than n.
+template <typename Word, bool Near>
+TPDE_FN Place<Word> locate(const Shared<Word>& s, const Steps<Word, Near>& steps, u32 c, u32 n) {
+  typedef Shape<Word> Sh;
+  u32 segment = 0;
+#pragma unroll
+  for (u32 d = Sh::kSegments / 2; d > 0; d /= 2) {
+    if (s.segment[c][segment + d] <= n) segment += d;
+  }
+  n -= s.segment[c][segment];
+  const u8* before = reinterpret_cast<const u8*>(s.before) + byte_of(c);
+  u32 group = segment * Sh::kSegmentGroups;
+#pragma unroll
+  for (u32 d = Sh::kSegmentGroups / 2; d > 0; d /= 2) {
+    if (before[(group + d) * sizeof(Counts)] <= n) group += d;
+  }
+  n -= before[group * sizeof(Counts)];
+  const Group* slot = s.tile + swizzle<Word>(group);
+  const Group g = load_whole(slot);
+  const u32 bit = 1u << 4 * c;
+  u32 word = 0;
+#pragma unroll
+  for (u32 j = 0; j < Sh::kPer; j++) {
+    if (steps.step(g, j) & bit) {
+      if (n == 0) word = j;
+      n--;
+    }
+  }
+  return Place<Word>{group * Sh::kPer + word, reinterpret_cast<const Word*>(slot)[word]};
+}
+
+// The events of a tile are numbered, class by class.
+struct Numbering {
+  u32 end[kClasses];  // number of the event behind the last one of each class
+
+  template <typename Word>
+  TPDE_FN explicit Numbering(const Shared<Word>& s) {
+    const Group low = load_whole(s.events), high = load_whole(s.events + 4);
+    u32 sum = 0;
+#pragma unroll
+    for (u32 c = 0; c < kClasses; c++) end[c] = sum += c < 4 ? low.w[c & 3] : high.w[c & 3];
+  }
+  TPDE_FN u32 all() const { return end[kClasses - 1]; }
+  // The class of event n, below all(); n becomes its number in the class.
+  TPDE_FN u32 class_of(u32& n) const {
+    u32 c = 0, before = 0;
+#pragma unroll
+    for (u32 k = 0; k + 1 < kClasses; k++) {
+      if (n >= end[k]) c = k + 1, before = end[k];
+    }
+    n -= before;
+    return c;
+  }
+};
+
+// The word of the tile that event i of class c is at. A dense word's number is
+// its rank.
+template <typename Word, bool Near>
+TPDE_FN Place<Word> locate_event(const Shared<Word>& s, const Steps<Word, Near>& steps, u32 c, u32 i) {
+  const Progress& p = s.progress[c];
+  return locate(s, steps, c, c == kDense ? i : (u16)(s.list[p.from + i] - p.bias));
+}
+
+// Moves a word of the tile at word `first` by one unit, as a sign says.
+template <typename Word>
+TPDE_FN void apply_sign(const Shared<Word>& s, const Block<Word>& b, const u32* data, u32 first, const Place<Word>& place, u32 sign) {
+  const Word v = (Word)1 - (Word)(bit_at(data, s.head.bits / 32, sign) << 1);
+  b.dst[first + place.at] = apply<Word>(place.word, v);
+}
+
+}  // namespace rice
