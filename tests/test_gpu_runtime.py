@@ -34,7 +34,7 @@ def warm():
 
 def offloaded(model, share=0.0, reserve=0, **options):
     """share: of the budget between the smallest and what holds everything."""
-    runtime = tpde.offload(model, reserve=reserve, **{"codec": "elias", **options})
+    runtime = tpde.offload(model, reserve=reserve, **{"codec": "auto", **options})
     runtime.set_vram(budget(runtime, share, reserve), reserve=reserve)
     return runtime
 
@@ -98,7 +98,7 @@ def test_peak_memory_is_within_the_budget(share):
     base = allocated()
     model = made(Llama, **LARGE)
     reserve = 64 << 20
-    runtime = tpde.offload(model, vram="8GiB", reserve=reserve, codec="elias")
+    runtime = tpde.offload(model, vram="8GiB", reserve=reserve)
     ids = tokens(2, 16, 4096).cuda()
     with torch.no_grad():
         expected = model(ids).cpu()

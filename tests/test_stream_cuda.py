@@ -76,9 +76,9 @@ def streams(gpu, monkeypatch):
     gc.collect()
 
 
-def offloaded(model, share, base="int4"):
+def offloaded(model, share, base="int4", codec="prefix"):
     """share: of the budget between the smallest and what holds everything."""
-    runtime = tpde.offload(model, base, device="cpu", reserve=0, codec="elias", workers=1)
+    runtime = tpde.offload(model, base, device="cpu", reserve=0, codec=codec, workers=1)
     plan = runtime.plan
     smallest = smallest_budget(plan.layers, plan.fixed_bytes)
     whole = plan.fixed_bytes + sum(n.weight_bytes for n in plan.layers)
@@ -88,11 +88,12 @@ def offloaded(model, share, base="int4"):
 
 @pytest.mark.parametrize("kind", [Llama, GPT2])
 @pytest.mark.parametrize("base", ["int4", "none"])
+@pytest.mark.parametrize("codec", ["elias", "prefix", "rice", "raw"])
 @pytest.mark.parametrize("share", [0.0, 0.6, 1.0])
-def test_logits(streams, kind, base, share):
+def test_logits(streams, kind, base, codec, share):
     model = made(kind, blocks=2)
     expected = model(tokens()).detach()
-    runtime = offloaded(model, share, base)
+    runtime = offloaded(model, share, base, codec)
     for _ in range(3):
         assert_same_bits(model(tokens()).detach(), expected)
     runtime.synchronize()
