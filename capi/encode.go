@@ -6,7 +6,6 @@ package main
 import "C"
 
 import (
-	"bytes"
 	"context"
 	"unsafe"
 
@@ -18,7 +17,10 @@ import (
 )
 
 // encoded is a packed tensor that waits to be copied out.
-type encoded struct{ index, blob []byte }
+type encoded struct {
+	index []byte
+	blob  slabs
+}
 
 func (*encoded) kind() string { return "an encoded tensor" }
 
@@ -57,9 +59,11 @@ func encode(base, target []byte, dtype C.uint32_t, shape *C.uint64_t, ndim C.uin
 	if o, err = encodeOptions(options); err != nil {
 		return nil, err
 	}
-	var blob bytes.Buffer
-	index, err := tensor.Encode(context.Background(), &blob, d, base, target, o)
-	return &encoded{index, blob.Bytes()}, err
+	e := new(encoded)
+	if e.index, err = tensor.Encode(context.Background(), &e.blob, d, base, target, o); err != nil {
+		e.blob.free()
+	}
+	return e, err
 }
 
 // encodeOptions checks and copies options; NULL means the defaults.
@@ -103,7 +107,7 @@ func goEncodedBytes(indexBytes, blobBytes *C.uint64_t, h C.tpde_handle) C.int32_
 			return err
 		}
 		defer release()
-		*indexBytes, *blobBytes = C.uint64_t(len(e.index)), C.uint64_t(len(e.blob))
+		*indexBytes, *blobBytes = C.uint64_t(len(e.index)), C.uint64_t(e.blob.size)
 		return nil
 	})
 }
@@ -117,20 +121,27 @@ func goEncodedCopy(index unsafe.Pointer, indexCap C.uint64_t, blob unsafe.Pointe
 		}
 		defer release()
 		// Both are checked before either is written.
-		if err := fits("blob", blobCap, len(e.blob)); err != nil {
+		if err := fits("blob", blobCap, e.blob.size); err != nil {
 			return err
 		}
 		if err := copyOut("index", index, indexCap, e.index); err != nil {
 			return err
 		}
-		return copyOut("blob", blob, blobCap, e.blob)
+		d, err := view("blob", blob, C.uint64_t(e.blob.size))
+		if err == nil {
+			e.blob.copyTo(d)
+		}
+		return err
 	})
 }
 
 //export goEncodedFree
 func goEncodedFree(h C.tpde_handle) C.int32_t {
 	return call(func() error {
-		_, err := remove[*encoded](&handles, uint64(h))
+		e, err := remove[*encoded](&handles, uint64(h))
+		if err == nil {
+			e.blob.free()
+		}
 		return err
 	})
 }

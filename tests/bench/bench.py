@@ -79,10 +79,17 @@ def prototype(rows: int, columns: int, std: float) -> Pair:
 
 
 def enlarge(pairs: list[Pair]) -> list[Pair]:
-    """Repeats tensors, each as one flat tensor, until there is enough to time."""
+    """Repeats tensors, each as one flat tensor, until there is enough to time.
+
+    Each repeat starts elsewhere: at one period, evenly spread samples would all see the same weights.
+    """
     total = sum(p.target.numel() * p.target.element_size() for p in pairs)
     times = max(1, TIMED_BYTES // max(total, 1))
-    return [Pair(p.name, p.base.flatten().repeat(times), p.target.flatten().repeat(times)) for p in pairs]
+
+    def repeated(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.cat([tensor.flatten().roll(100_003 * i) for i in range(times)])
+
+    return [Pair(p.name, repeated(p.base), repeated(p.target)) for p in pairs]
 
 
 def environment() -> dict[str, str]:

@@ -112,11 +112,14 @@ func gather[T word.Word, P part](t *tables, samples []codec.Block) []run[P] {
 		sorted[next[key]] = words[i]
 		next[key]++
 	}
+	low, high := window(starts)
 	var runs []run[P]
 	first, start := 0, 0
 	for key := range len(starts) - 1 {
+		end := starts[key+1]
 		// The keys between two that occur go with the upper one.
-		if end := starts[key+1]; end == total || end-first >= minSamples && end > starts[key] && total-end >= minSamples {
+		enough := end-first >= minSamples && end > starts[key] && total-end >= minSamples
+		if end == total || enough && low <= key && key < high {
 			words := sortWords(sorted[first:end], spare[first:end])
 			runs = append(runs, run[P]{start: uint16(start), words: interval.HistogramOf(words)})
 			if first, start = end, key+1; end == total {
@@ -125,6 +128,20 @@ func gather[T word.Word, P part](t *tables, samples []codec.Block) []run[P] {
 		}
 	}
 	return runs
+}
+
+// window returns the run of keys within which contexts may end that has the
+// most words, as counted by starts: vector registers look up the contexts of
+// 64 keys, and the keys on either side are too rare to need more.
+func window(starts []int) (low, high int) {
+	const keys = 62
+	most := -1
+	for key := range max(len(starts)-keys, 1) {
+		if n := starts[min(key+keys, len(starts)-1)] - starts[key]; n > most {
+			low, most = key, n
+		}
+	}
+	return low, low + keys
 }
 
 // sortWords sorts words in ascending order, using spare of the same length, and
