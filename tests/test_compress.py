@@ -304,7 +304,7 @@ def test_command_line(tpde_cli, model, tmp_path):
     assert tpde_cli("compress", model, tmp_path / "out").returncode == 1
     assert tpde_cli("compress", model, tmp_path / "out", "--force", "--quiet").stdout == ""
     shown = tpde_cli("inspect", tmp_path / "out").stdout
-    assert re.search(r"lm_head\.weight +BF16 +300x64 +delta +int4/64 +prefix .* 4\.25 ", shown)
+    assert re.search(r"lm_head\.weight +BF16 +300x64 +delta +int4/64 +(prefix|rice) .* 4\.25 ", shown)
     assert json.loads(tpde_cli("inspect", tmp_path / "out", "--json").stdout)["base_tensors"] == len(BASED)
     assert "sha256 verified" in tpde_cli("verify", tmp_path / "out").stdout
     assert "every tensor equals" in tpde_cli("verify", tmp_path / "out", model).stdout
