@@ -18,6 +18,10 @@ const (
 	minTrialWords  = 8 << 10
 )
 
+// manyWords is from where on rice makes no less than prefix of densely changed
+// words, within half a percent.
+const manyWords = 16 << 10
+
 // recordCost is about what a chunk record takes in a file.
 const recordCost = 9
 
@@ -62,7 +66,7 @@ func choose(s source, all codec.Block, o Options) (codec.Encoder, codec.ID, erro
 	// A code for every word takes a bit of it, which is more than rice needs for
 	// few changes. Of many changes in many words rice makes no less than prefix.
 	sparse := changed < trial.Words()/8
-	dense := changed > trial.Words()/2 && all.Words() >= minSampleWords
+	dense := changed > trial.Words()/2 && all.Words() >= manyWords
 
 	encoders := map[codec.ID]codec.Encoder{}
 	sizes := map[codec.ID]int{}
