@@ -127,7 +127,7 @@ func (p *planner[T]) leaf(count int, raw uint) int {
 	if raw > p.o.maxRaw() {
 		return -1
 	}
-	longest := min(p.o.MaxLength, p.o.MaxTotal-raw)
+	longest := p.o.limit(raw)
 	bits := log2(p.total) - log2(count)
 	if limit := int(longest) * CostUnit; bits > limit {
 		return count*(limit+int(raw)*CostUnit) + p.stolen(count, longest) + symbolCost + p.surcharge
@@ -151,27 +151,38 @@ func (p *planner[T]) penalty(count int) int {
 func (p *planner[T]) code(width uint) Code {
 	picked := p.picked
 	for len(picked) > 0 {
-		counts := make([]int, len(picked))
-		limits := make([]uint, len(picked))
-		for i, x := range picked {
-			counts[i], limits[i] = x.count, min(p.o.MaxLength, p.o.MaxTotal-x.raw)
-		}
-		if found, ok := lengths(counts, limits); ok {
-			c := Code{Width: width, Symbols: make([]Symbol, len(picked))}
-			for i, x := range picked {
-				c.Symbols[i] = Symbol{Base: x.base, Raw: uint8(x.raw), Length: uint8(found[i])}
-			}
-			c.assign()
+		if c, ok := codeOf(width, picked, p.o); ok {
 			return c
 		}
 		// The widest do not all fit: leave out the rarest of those.
 		least := -1
-		for i := range picked {
-			if limits[i] < p.o.MaxLength && (least < 0 || counts[i] < counts[least]) {
+		for i, x := range picked {
+			if p.o.limit(x.raw) < p.o.MaxLength && (least < 0 || x.count < picked[least].count) {
 				least = i
 			}
 		}
 		picked = slices.Delete(picked, least, least+1)
 	}
 	return Code{width, ring(width)}
+}
+
+// limit returns the most bits of the code of an interval with raw plain bits.
+func (o *Options) limit(raw uint) uint { return min(o.MaxLength, o.MaxTotal-raw) }
+
+// codeOf returns the best code of intervals, if there is one within limits.
+func codeOf(width uint, picked []pick, o Options) (c Code, ok bool) {
+	counts, limits := make([]int, len(picked)), make([]uint, len(picked))
+	for i, x := range picked {
+		counts[i], limits[i] = x.count, o.limit(x.raw)
+	}
+	found, ok := lengths(counts, limits)
+	if !ok {
+		return c, false
+	}
+	c = Code{Width: width, Symbols: make([]Symbol, len(picked))}
+	for i, x := range picked {
+		c.Symbols[i] = Symbol{Base: x.base, Raw: uint8(x.raw), Length: uint8(found[i])}
+	}
+	c.assign()
+	return c, true
 }

@@ -10,9 +10,9 @@ import (
 // many codes come close to what frequencies ask for in any case.
 const refineSymbols = 24
 
-// Refine returns a code for the words of h that is no dearer than c. Code takes it that a code may have a fraction of a bit; Refine goes
-// by what whole bits cost, and divides, joins and drops intervals as long as
-// that saves anything.
+// Refine returns a code for the words of h that is no dearer than c. Code takes
+// it that a code may have a fraction of a bit; Refine goes by what whole bits
+// cost, and divides, joins and drops intervals as long as that saves anything.
 func (h Histogram[T]) Refine(c Code, o Options) Code {
 	r := newRefiner(&c, h, o)
 	cost := r.cost(r.parts)
@@ -29,21 +29,14 @@ func (h Histogram[T]) Refine(c Code, o Options) Code {
 		}
 		cost, r.parts = best, parts
 	}
-	counts, limits := make([]int, len(r.parts)), make([]uint, len(r.parts))
-	out := Code{Width: c.Width, Symbols: make([]Symbol, len(r.parts))}
+	picked := make([]pick, len(r.parts))
 	for i, x := range r.parts {
-		counts[i], limits[i] = r.count(x), min(o.MaxLength, o.MaxTotal-x.raw)
-		out.Symbols[i] = Symbol{Base: x.base, Raw: uint8(x.raw)}
+		picked[i] = pick{x.base, x.raw, r.count(x)}
 	}
-	found, ok := lengths(counts, limits)
-	if !ok {
-		return c
+	if out, ok := codeOf(c.Width, picked, o); ok {
+		return out
 	}
-	for i := range found {
-		out.Symbols[i].Length = uint8(found[i])
-	}
-	out.assign()
-	return out
+	return c
 }
 
 // part is an interval, and which of the values it holds.

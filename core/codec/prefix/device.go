@@ -19,11 +19,6 @@ func DeviceTables(dt dtype.Type, data []byte) ([]byte, error) {
 		return nil, err
 	}
 	l := &t.layout
-	longest := 0
-	for i := range t.codes {
-		_, total := t.codes[i].Longest()
-		longest = max(longest, total)
-	}
 	contexts := t.contexts.table(l)
 	entries := t.decoding()
 	signed := uint32(0)
@@ -33,7 +28,7 @@ func DeviceTables(dt dtype.Type, data []byte) ([]byte, error) {
 	le := binary.LittleEndian
 	out := make([]byte, 0, deviceHead+2*len(contexts)+4*len(entries)+32)
 	for _, v := range []uint32{
-		uint32(t.contexts.shift), uint32(len(contexts) - 1), uint32(t.index), uint32(longest),
+		uint32(t.contexts.shift), uint32(len(contexts) - 1), uint32(t.index), uint32(t.longest),
 		uint32(alignUp(len(contexts), 8)), uint32(alignUp(len(entries), 4)), signed, 0,
 	} {
 		out = le.AppendUint32(out, v)

@@ -9,7 +9,6 @@ import "github.com/tpde-project/tpde/core/codec/interval"
 type lookup struct {
 	pages []uint32 // number of the first entry of the page
 	leaf  []uint32
-	codes []interval.Code
 }
 
 // An entry: in bits 0-4 the length of code and plain bits, in bit 7 whether the
@@ -18,7 +17,7 @@ type lookup struct {
 const leftOut = 1 << 7
 
 func (t *tables) lookup() lookup {
-	k := lookup{codes: t.codes}
+	var k lookup
 	empty := k.addPage()
 	for i := range k.leaf[empty : empty+256] {
 		k.leaf[int(empty)+i] = leftOut

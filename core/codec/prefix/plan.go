@@ -40,17 +40,14 @@ func planTables[T word.Word, P part](dt dtype.Type, samples []codec.Block, level
 	runs := gather[T, P](&t, samples)
 	o := interval.Options{MaxLength: codeBits, MaxTotal: totalBits, MaxSymbols: interval.MaxSymbols, Escape: escapeBits}
 	merged := merge(runs, o)
-	cost, words := 0, 0
 	for i, r := range merged {
 		if i > 0 {
 			t.contexts.starts = append(t.contexts.starts, r.start)
 		}
 		t.codes = append(t.codes, r.words.Code(o))
-		cost += r.cost
-		words += r.words.Words()
 	}
 	t.finish()
-	return t, chunkWords(cost/interval.CostUnit+int(l.codeShift)*words, words, level)
+	return t, chunkWords(level)
 }
 
 // total returns the number of words of all samples.
@@ -215,7 +212,7 @@ func merge[P part](runs []run[P], o interval.Options) []run[P] {
 // chunkWords returns how many words a chunk should have. What a chunk costs is
 // some 40 bytes, most of it the lane table; a GPU decodes a chunk with one
 // warp, and needs thousands of them to be busy.
-func chunkWords(_, _ int, level codec.Level) int {
+func chunkWords(level codec.Level) int {
 	switch level {
 	case codec.LevelFast:
 		return 4096

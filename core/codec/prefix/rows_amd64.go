@@ -68,13 +68,8 @@ func newKeyArgs(t *tables, unit int) (k keyArgs, ok bool) {
 
 // newRowArgs prepares decodeRows; nil if these tables need plain Go.
 func newRowArgs(t *tables, table []uint32) *rowArgs {
-	total := 0
-	for i := range t.codes {
-		_, n := t.codes[i].Longest()
-		total = max(total, n)
-	}
 	keys, ok := newKeyArgs(t, 1<<t.index)
-	if !ok || !hasRows || t.layout.coded != 16 || total > 16 {
+	if !ok || !hasRows || t.layout.coded != 16 || t.longest > 16 {
 		return nil
 	}
 	a := &rowArgs{

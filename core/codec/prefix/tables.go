@@ -13,15 +13,16 @@ type tables struct {
 	contexts contexts
 	codes    []interval.Code // one for each context
 	index    uint            // bits of the longest code: what a decoding table is indexed by
+	longest  uint            // bits of the longest code with its plain bits
 }
 
 const maxContexts = 64
 
 func (t *tables) finish() {
-	t.index = 0
+	t.index, t.longest = 0, 0
 	for i := range t.codes {
-		longest, _ := t.codes[i].Longest()
-		t.index = max(t.index, uint(longest))
+		code, total := t.codes[i].Longest()
+		t.index, t.longest = max(t.index, uint(code)), max(t.longest, uint(total))
 	}
 }
 
