@@ -124,7 +124,7 @@ func TestLayout(t *testing.T) {
 	same("sizeof(Batch)", unsafe.Sizeof(b))
 	same("kMaxItems", maxItems)
 	offset("Batch", "items", unsafe.Offsetof(b.items))
-	offset("Batch", "chunks_per_block", unsafe.Offsetof(b.chunksPerBlock))
+	offset("Batch", "units", unsafe.Offsetof(b.units))
 	offset("Batch", "item", unsafe.Offsetof(b.item))
 	same("sizeof(Item)", unsafe.Sizeof(it))
 	offset("Item", "base", unsafe.Offsetof(it.base))
