@@ -226,6 +226,9 @@ TPDE_FN void decode_parts(u32* parts, Bits<Memory>& bits, const Decoding& d, u32
 // Base words and planes of what a lane owns of a row.
 template <typename Word>
 struct Row {
+#ifdef QUANT
+  quant::Fetched fetched[Shape<Word>::kVectors];
+#endif
   Group base[Shape<Word>::kVectors];
   Group plane[Shape<Word>::kPlanes + 1];  // the last is never used
 };
@@ -240,7 +243,11 @@ TPDE_FN void load_row(const Block<Word>& b, u32 first, u32 count, Row<Word>& row
     Group g = {{0, 0, 0, 0}};
     const u32 left = Whole ? per : count > v * per ? min_u32(count - v * per, per) : 0;
 #ifdef QUANT
-    if (left > 0) g = quant::dequant_any<QUANT>(*b.quantised, b.first + first + v * per, left);
+    if (Whole) {
+      row.fetched[v] = quant::fetch<QUANT>(b.run, first + v * per);
+    } else if (left > 0) {
+      row.fetched[v] = quant::fetch<QUANT>(*b.quantised, b.first + first + v * per, left);
+    }
 #else
     if (b.base && left > 0) {
       const Word* from = b.base + first + v * per;
@@ -261,6 +268,24 @@ TPDE_FN void load_row(const Block<Word>& b, u32 first, u32 count, Row<Word>& row
     }
   }
 }
+
+#ifdef QUANT
+// Makes base words of what was loaded, `count` from word `first` on.
+template <bool Whole, typename Word>
+TPDE_FN void dequant_row(const Block<Word>& b, u32 first, u32 count, Row<Word>& row) {
+  const u32 per = 16 / sizeof(Word);
+#pragma unroll
+  for (u32 v = 0; v < Shape<Word>::kVectors; v++) {
+    const u32 left = Whole ? per : count > v * per ? min_u32(count - v * per, per) : 0;
+    if (Whole) {
+      row.base[v] = quant::dequant_any<QUANT>(b.run, row.fetched[v], first + v * per);
+    } else if (left > 0) {
+      const quant::Values values = quant::values_of(*b.quantised);
+      row.base[v] = quant::dequant_any<QUANT>(values, row.fetched[v], (u32)b.first + first + v * per, left);
+    }
+  }
+}
+#endif
 
 // The coded parts of 8 words of a row: of all, or of half of bytes.
 template <typename Word>
@@ -383,7 +408,8 @@ TPDE_FN void load_first(const Block<Word>& b, u32 lane, Row<Word>* queue) {
   }
 #ifdef QUANT
   for (u32 i = 1; i < Shape<Word>::kFetch; i++) {
-    quant::prefetch_codes(*b.quantised, b.first + i * Shape<Word>::kRow + lane * own);
+    const u32 first = i * Shape<Word>::kRow + lane * own;
+    if (b.regular && first < b.words) quant::prefetch_codes(b.run, first);
   }
 #endif
 }
@@ -403,19 +429,25 @@ TPDE_FN bool decode_lane(const Block<Word>& b, u32 lane, const Decoding& d, cons
   u32 first = lane * own;
 #pragma unroll 1
   for (u32 i = 0; i < rows; i++, first += row) {
-    const Row<Word> now = queue[0];
+    Row<Word> now = queue[0];
 #pragma unroll
     for (u32 k = 1; k < ahead; k++) queue[k - 1] = queue[k];
 #ifdef QUANT
-    quant::prefetch_codes(*b.quantised, b.first + first + Shape<Word>::kFetch * row);
+    if (Aligned && i + Shape<Word>::kFetch < rows) quant::prefetch_codes(b.run, first + Shape<Word>::kFetch * row);
 #endif
     if (i + ahead < rows) {
       load_row<Aligned>(b, first + ahead * row, own, queue[ahead - 1]);
     } else if (i + ahead == rows && tail > 0) {
       load_row<false>(b, first + ahead * row, tail, queue[ahead - 1]);
     }
+#ifdef QUANT
+    dequant_row<Aligned>(b, first, own, now);
+#endif
     decode_row<Word, Keyed, Pair, Aligned, false>(b, now, bits, d, first, own);
   }
+#ifdef QUANT
+  if (tail > 0) dequant_row<false>(b, first, tail, queue[0]);
+#endif
   if (tail > 0) decode_row<Word, Keyed, Pair, Aligned, true>(b, queue[0], bits, d, first, tail);
   return bits.read(start, end - start);
 }

@@ -52,8 +52,8 @@ struct Shape {
   // Rows that are loaded ahead of the one that is decoded: what hides the
   // latency of memory where a tensor has few chunks, for 4 to 28 registers a row.
 #ifdef QUANT
-  static const u32 kAhead = 1;  // what is loaded is dequantised at once
-  static const u32 kFetch = 4;  // but its codes are on their way to the L2 cache before
+  static const u32 kAhead = 1;
+  static const u32 kFetch = 4;  // rows ahead of which codes are brought to the L2 cache
 #else
   static const u32 kAhead = sizeof(Word) <= 2 ? 2 : 1;
 #endif
@@ -76,12 +76,17 @@ struct Block {
 #ifdef QUANT
   const quant::QuantBase* quantised;  // shared memory
   u64 first;                          // element of the tensor that word 0 is
+  quant::Run run;                     // of all words, if `regular`
+  bool regular;
 #endif
 };
 
 // Whether rows can be loaded and stored 16 bytes at a time.
 template <typename Word>
 TPDE_FN bool is_aligned(const Block<Word>& b) {
+#ifdef QUANT
+  if (!b.regular) return false;
+#endif
   return b.aligned && (Shape<Word>::kPlanes == 0 || b.sign_extended || b.wide_planes);
 }
 
