@@ -191,6 +191,7 @@ def test_a_failure_to_read_stops_everything():
 def test_sizes():
     jobs = [Job(10_000, 0, [Layer(1, 300)]), Job(5, None, [Layer(2, 5000), Layer(3, 1)])]
     assert buffer_bytes_for(jobs, 0) == 5120
+    assert buffer_bytes_for(jobs, 5200) == 5376, "the second buffer is aligned"
     assert buffer_bytes_for(jobs, 1 << 30) == 512 + 5120 + 256
     assert buffer_bytes_for([], 1 << 30) == 0
     assert window_bytes_for(jobs, 1 << 30) == 4 * PAGE  # 10,240 of the base and 5,888 of blobs

@@ -185,9 +185,12 @@ class Schedule:
 
 
 def buffer_bytes_for(jobs: Sequence[Job], wanted: int) -> int:
-    """Returns the size of a blob buffer that holds any blob of jobs, and is `wanted` bytes where that makes sense."""
+    """Returns the size of a blob buffer that holds any blob of jobs, and is `wanted` bytes where that makes sense.
+
+    It is aligned, so that the second buffer may lie behind the first.
+    """
     blobs = [_aligned(layer.bytes) for job in jobs for layer in job.layers]
-    return max(max(blobs, default=0), min(wanted, sum(blobs)))
+    return max(max(blobs, default=0), min(_aligned(wanted), sum(blobs)))
 
 
 def window_bytes_for(jobs: Sequence[Job], wanted: int) -> int:
