@@ -212,7 +212,10 @@ int32_t tpde_parts_open(tpde_handle *parts, tpde_handle source);
 /* A text (JSON), in file order: {"tensors": [{"name", "dtype", "shape", "bytes", "same_as", "base":
  * {"part", "bytes"}, "layers": [{"delta", "index": {"part", "bytes"}, "blob": {"part", "bytes"}},
  * ...]}, ...]}. A tensor with "same_as" has the bytes of that one. Others start from the bytes of
- * "base" (null: from nothing), to which the layers are applied in order (tpde_reconstruct). */
+ * "base" (null: from nothing), to which the layers are applied in order (tpde_reconstruct). Instead
+ * of "base" there may be "quantised", {"kind", "bits", "group_size", "scale_dtype", "packed",
+ * "scale", "zero", "code"}, the last four parts or null (core/quant/FORMAT.md): they start from what
+ * that stands for. Parts of it are not compared with digests. */
 int32_t tpde_parts_list(tpde_handle *text, tpde_handle parts);
 /* Copies spans to dst, on up to workers cores (0: all). Spans of a "base" begin and end on
  * pages of 4096 bytes, or at its end; the call that copies its last page compares its digest with

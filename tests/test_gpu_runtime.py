@@ -14,7 +14,7 @@ import tpde
 from gpu_support import NEEDS_GPU
 from support import assert_same_bits
 from tiny_models import GPT2, Llama, made, tokens
-from tpde._residency import Residency, smallest_budget
+from tpde._residency import Residency, resident_bytes, smallest_budget
 
 pytestmark = NEEDS_GPU
 KINDS = pytest.mark.parametrize("kind", [Llama, GPT2])
@@ -66,9 +66,10 @@ def test_logits_are_those_of_the_resident_model(kind, base, share):
             for ids, logits in zip(inputs, expected, strict=True):
                 assert_same_bits(model(ids).detach().cpu(), logits)
     runtime.synchronize()
-    measured = runtime.measured()
-    assert measured.copied_bytes == runtime.plan.streamed_bytes
-    assert (share == 1.0) == (runtime.plan.count(Residency.WHOLE) == len(runtime.plan.layers))
+    plan, measured = runtime.plan, runtime.measured()
+    assert measured.copied_bytes == plan.streamed_bytes
+    fits = plan.fixed_bytes + sum(resident_bytes(n, Residency.WHOLE) for n in plan.layers) <= plan.budget
+    assert fits == (plan.count(Residency.WHOLE) == len(plan.layers)) and (fits or share < 1.0)
 
 
 def test_embeddings_are_read_where_they_are():
@@ -109,19 +110,26 @@ def test_peak_memory_is_within_the_budget(share):
             for _ in range(3):
                 assert_same_bits(model(ids).cpu(), expected)
             assert torch.cuda.max_memory_allocated() - base <= runtime.vram
-        held = torch.cuda.memory_allocated() - base - ids.nbytes
-        assert held <= runtime.plan.peak_bytes + (1 << 20) and held >= 0.9 * runtime.plan.peak_bytes - (1 << 20)
+        held = torch.cuda.memory_allocated() - base - 512  # of ids
+        # What the plan has room for without holding it: the unused ends of blocks of torch's allocator.
+        assert 0.95 * runtime.plan.peak_bytes - (1 << 20) <= held <= runtime.plan.peak_bytes
+        assert share == 1.0 or held >= 0.95 * runtime.plan.budget - (2 << 20)
 
 
 def test_peak_memory_while_the_budget_grows():
     base = allocated()
     model = made(Llama, **LARGE)
     runtime = offloaded(model)
-    for share in (0.3, 0.6, 1.0):
+    ids = tokens(2, 16, 4096).cuda()
+    for share in (0.3, 0.6, 1.0, 0.2, 0.9):
+        with torch.no_grad():
+            model(ids)  # ring and buffers are in use on two streams until now
         torch.cuda.synchronize()
+        before = runtime.vram
         torch.cuda.reset_peak_memory_stats()
         runtime.set_vram(budget(runtime, share), reserve=0)
-        assert torch.cuda.max_memory_allocated() - base <= runtime.vram + (1 << 20)
+        assert torch.cuda.max_memory_allocated() - base - 512 <= max(before, runtime.vram)
+        assert torch.cuda.memory_allocated() - base - 512 <= runtime.vram
 
 
 def test_memory_comes_back():
@@ -167,8 +175,11 @@ def test_the_host_waits_for_nothing():
 
 
 def test_copies_run_beside_everything_else():
-    """The copy engine is busy nearly all the time of a pass that copies limit, and launches run during copies."""
-    model = made(Llama, blocks=8, hidden=2048, vocabulary=4096)
+    """The copy engine is busy nearly all the time of a pass that copies limit, and launches run during copies.
+
+    Layers are as large as those of an 8B model: with smaller ones the host, which queues all of it, limits a pass.
+    """
+    model = made(Llama, blocks=3, hidden=4096, vocabulary=4096)
     runtime = offloaded(model, 0.0)
     ids = tokens(1, 1, 4096).cuda()
     runtime.trace()

@@ -70,7 +70,8 @@ class Device:
 
         def work() -> None:
             for job, layer, at in random.Random(len(steps)).sample(steps, len(steps)):
-                blob = bytes(self.buffers[buffer][at : at + self.jobs[job].layers[layer].bytes])
+                places = self.jobs[job].layers[layer].places()
+                blob = b"".join(bytes(self.buffers[buffer][at + to : at + to + size]) for _, size, to in places)
                 self.tensors[job][:] = applied(bytes(self.tensors[job]), blob)
 
         self.launched[buffer] = self._queue("launch", "copy", len(self.queues["copy"]), work)
@@ -103,14 +104,17 @@ def case(sizes, layers, seed=0):
     for i, size in enumerate(sizes):
         base = None if i % 3 == 2 and layers else part(size)
         blobs = [r.choice((0, 1, 7, 100, size // 3, size)) for _ in range(layers)]
-        jobs.append(Job(size, base, [Layer(part(n), n) for n in blobs]))
+        made = [Layer(part(n), n) for n in blobs]
+        if i % 5 == 2 and layers:
+            made[0] = made[0]._replace(beside=tuple((part(n), n) for n in (size // 4, 3)))
+        jobs.append(Job(size, base, made))
     return jobs, parts
 
 
 def expected(job: Job, parts: list[bytes]) -> bytes:
     tensor = b"\xee" * job.bytes if job.base is None else parts[job.base]
-    for blob, _ in job.layers:
-        tensor = applied(tensor, parts[blob])
+    for layer in job.layers:
+        tensor = applied(tensor, b"".join(parts[number] for number, _, _ in layer.places()))
     return tensor
 
 
@@ -191,6 +195,7 @@ def test_a_failure_to_read_stops_everything():
 def test_sizes():
     jobs = [Job(10_000, 0, [Layer(1, 300)]), Job(5, None, [Layer(2, 5000), Layer(3, 1)])]
     assert buffer_bytes_for(jobs, 0) == 5120
+    assert buffer_bytes_for(jobs, 5200) == 5376, "the second buffer is aligned"
     assert buffer_bytes_for(jobs, 1 << 30) == 512 + 5120 + 256
     assert buffer_bytes_for([], 1 << 30) == 0
     assert window_bytes_for(jobs, 1 << 30) == 4 * PAGE  # 10,240 of the base and 5,888 of blobs

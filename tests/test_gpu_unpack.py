@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import bnb_fixture
 import tpde
 from gpu_support import CODECS, DTYPES, NEEDS_GPU, changed
 from support import assert_same_bits, assert_same_tensors, random_bits, small_checkpoints, tree
 from tpde import _deltas, _gpu_unpack
-from tpde._sources import open_source
+from tpde._sources import open_compressed_base, open_source
 
 HERE = torch.device("cpu")
 
@@ -107,6 +108,42 @@ def test_every_dtype(gpu):
     base = {str(dtype): random_bits(dtype, (6, 64)) for dtype in DTYPES}
     target = {name: changed(tensor, 0.2) for name, tensor in base.items()}
     assert_same_tensors(to_tensors(base, tpde.pack(base, target, codec="raw")), target)
+
+
+def matrices(dtype=torch.bfloat16) -> dict[str, torch.Tensor]:
+    """What quantisation gives a base, and what not."""
+    g = torch.Generator().manual_seed(1)
+    shapes = {"a.weight": (129, 131), "b.weight": (128, 192), "norm.weight": (70,), "c.weight": (64, 16, 20)}
+    state = {name: (0.02 * torch.randn(*shape, generator=g)).to(dtype) for name, shape in shapes.items()}
+    return state | {"a2.weight": state["a.weight"].clone(), "b.bias": torch.randn(128, generator=g).half()}
+
+
+def bitsandbytes(folder: Path, state: dict[str, torch.Tensor]) -> Path:
+    """A base as bitsandbytes writes it: double-quantised NF4 and int8."""
+    parts, _ = bnb_fixture.nf4("a.weight", state["a.weight"], True)
+    parts |= bnb_fixture.nf4("a2.weight", state["a2.weight"], False)[0]
+    parts |= bnb_fixture.int8("b", state["b.weight"])
+    folder.mkdir()
+    save_file(parts | {"norm.weight": state["norm.weight"]}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("base", ["int2", "int3", "int8", "none", "bitsandbytes"])
+def test_compressed_models(gpu, small, tmp_path, base):
+    state = matrices()
+    folder = bitsandbytes(tmp_path / "bnb", state) if base == "bitsandbytes" else base
+    save_file(state, tmp_path / "model.safetensors")
+    tpde.compress(tmp_path / "model.safetensors", tmp_path / "packed", base=folder, codec="elias", progress=False)
+    changed = {name: tensor + 1 if name == "b.weight" else tensor for name, tensor in state.items()}
+    delta = tpde.pack(state, changed, codec="raw")
+    with open_compressed_base(tmp_path / "packed") as source, _deltas.as_paths([delta]) as paths:
+        first = str(tmp_path / "packed" / "residual.safetensors")
+        for deltas, expected in (([first], state), ([first, *paths], changed)):
+            got = _gpu_unpack.to_tensors(source.handle, deltas, HERE, 0, False)
+            assert_same_tensors(got, expected)
+        options = {"workers": 0, "overwrite": False}
+        _gpu_unpack.to_files(source.handle, [first], str(tmp_path / "out.safetensors"), options, HERE, False)
+    assert (tmp_path / "out.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
 
 
 def test_a_wrong_base_is_refused(gpu, tmp_path):
@@ -214,6 +251,21 @@ class TestOnGPU:
             tpde.unpack(tmp_path / "0", *deltas[:n], out=tmp_path / f"out{n}", device="cuda")
             assert tree(tmp_path / f"out{n}") == tree(tmp_path / str(n))
 
+    @pytest.mark.parametrize("base", ["int2", "int3", "int4", "int8", "none", "bitsandbytes"])
+    def test_compressed_models(self, tmp_path, base):
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
+            folder = tmp_path / str(dtype)
+            folder.mkdir()
+            state = matrices(dtype)
+            made = bitsandbytes(folder / "bnb", state) if base == "bitsandbytes" else base
+            save_file(state, folder / "model.safetensors")
+            tpde.compress(folder / "model.safetensors", folder / "packed", base=made, progress=False)
+            got = tpde.unpack(folder / "packed", device="cuda")
+            assert all(tensor.is_cuda for tensor in got.values())
+            assert_same_tensors({name: tensor.cpu() for name, tensor in got.items()}, state)
+            tpde.unpack(folder / "packed", folder / "out.safetensors", device="cuda")
+            assert (folder / "out.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
     def test_every_dtype(self):
         base = {str(dtype): random_bits(dtype, (33, 1024)) for dtype in DTYPES}
         target = {name: changed(tensor, 0.2) for name, tensor in base.items()}
@@ -251,9 +303,11 @@ class TestOnGPU:
         for codec in CODECS:
             folder = tmp_path / codec
             deltas = chain(folder, codec=codec)
-            bad = damaged(deltas[0], "dense.weight")
+            # raw makes densely changed tensors larger, so that they are stored as they are.
+            name = "changed.weight" if codec == "raw" else "dense.weight"
+            bad = damaged(deltas[0], name)
             for arguments in ({}, {"out": folder / "out"}):
-                with pytest.raises(tpde.TpdeError, match=r'damaged.safetensors: tensor "dense.weight": chunk \d'):
+                with pytest.raises(tpde.TpdeError, match=rf'damaged.safetensors: tensor "{name}": chunk \d'):
                     tpde.unpack(folder / "0", bad, *deltas[1:], device="cuda", **arguments)
             assert not list(folder.glob("out*"))
             with pytest.raises(tpde.BaseMismatchError, match=r"\.weight"):

@@ -58,10 +58,14 @@ def models(draw: st.DrawFn) -> list[LayerSize]:
     size = st.integers(0, 40).map(lambda n: n * 300)
     base = st.integers(0, 12).map(lambda n: n * ALIGN)
     count = draw(st.integers(1, 9))
+    extra = st.sampled_from([0, 0, ALIGN, 5 * ALIGN])
     return [
-        LayerSize(f"l{i}", f"b{draw(st.integers(0, 3))}", draw(size), draw(base), draw(size), draw(st.integers(1, 3)))
+        LayerSize(
+            f"l{i}", f"b{draw(st.integers(0, 3))}", draw(size), draw(base), draw(size), draw(st.integers(1, 3)),
+            draw(extra), draw(extra),
+        )
         for i in range(count)
-    ]
+    ]  # fmt: skip
 
 
 @settings(max_examples=300, deadline=None)

@@ -13,10 +13,11 @@ import torch
 import tpde
 from support import assert_same_bits
 from tiny_models import GPT2, Llama, made, tokens
-from tpde import _arena, _cuda, _stream_pack
+from tpde import _allocator, _arena, _cuda, _stream_pack
 from tpde._arena import Arena
-from tpde._residency import Residency, smallest_budget
+from tpde._residency import Residency, aligned, resident_bytes, smallest_budget
 from tpde._stream_cuda import CudaMemory
+from tpde._stream_memory import base_parts, in_one_piece
 
 
 class Stream:
@@ -72,6 +73,7 @@ def streams(gpu, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: state.recorded.append(stream.name))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: Stream.log.append(("synchronize", "all")))
     monkeypatch.setattr(_stream_pack, "_memory", CudaMemory)
+    monkeypatch.setattr(_allocator, "blocks", lambda device: {})
     yield state
     gc.collect()
 
@@ -290,3 +292,64 @@ def test_an_arena_has_an_end():
     with pytest.raises(tpde.LimitError, match="addresses"):
         Arena(1 << 62)
     assert arena.add([torch.zeros(0)]) == [0]
+
+
+@pytest.fixture
+def allocator(streams, monkeypatch):
+    """An allocator that takes more than it is asked for: up to 4 KiB for what is larger than 4 KiB."""
+    memories = []
+
+    def blocks(device):
+        sizes = {}
+        for memory in memories:
+            parts = [part for layer in memory.layers for part in base_parts(layer.base)]
+            for tensor in (*memory.whole, *memory.resident, memory._rooms, *parts):
+                if tensor is not None and tensor.numel():
+                    sizes[tensor.untyped_storage().data_ptr()] = taken(tensor.untyped_storage().nbytes())
+        return sizes
+
+    def taken(n):
+        return aligned(n) + (n * 7919 // 512 % 9 * 512 if n > 4096 else 0)
+
+    def memory(device, arena):
+        memories.append(CudaMemory(device, arena))
+        return memories[-1]
+
+    monkeypatch.setattr(_allocator, "UNSPLIT", 4096)
+    monkeypatch.setattr(_allocator, "blocks", blocks)
+    monkeypatch.setattr(_stream_pack, "_memory", memory)
+    yield SimpleNamespace(memories=memories, blocks=blocks)
+    memories.clear()
+
+
+def test_what_the_allocator_takes_is_paid_for(allocator):
+    model = made(Llama)
+    runtime = offloaded(model, 0.0)
+    (memory,) = allocator.memories
+    unused = []
+    for share in (0.0, 0.2, 0.5, 0.8, 0.4):
+        plan = runtime.plan
+        smallest = smallest_budget(plan.layers, plan.fixed_bytes)
+        everything = plan.fixed_bytes + sum(resident_bytes(n, Residency.WHOLE) for n in plan.layers)
+        plan = runtime.set_vram(smallest + int(share * (everything - smallest)), reserve=0)
+        blocks = allocator.blocks(None)
+        rooms = blocks.get(memory._rooms.data_ptr(), 0)
+        here = [t for t in (*memory.whole, *memory.resident) if t is not None]
+        for layer, whole in zip(memory.layers, memory.whole, strict=True):
+            here += base_parts(layer.base) if whole is None else []
+            rooms += layer.descriptor_bytes if whole is None else 0
+        took = sum(aligned(t.nbytes) if t.nbytes <= 4096 else blocks[t.data_ptr()] for t in here)
+        took += plan.fixed_bytes - 4096 + rooms
+        assert took <= runtime.vram
+        unused.append(runtime.vram - took)
+        model(tokens())
+    assert max(unused) < 3 * 24576, "more than what the largest weights take is left"
+
+
+def test_a_base_is_one_allocation_on_its_device():
+    weight = torch.randn(7, 100).bfloat16()
+    for base in (tpde.quantize(weight, 3, symmetric=False), tpde.quantize(weight, 4)):
+        moved = in_one_piece(base, torch.device("cpu"))
+        assert len({part.untyped_storage().data_ptr() for part in moved.parts()}) == 1
+        assert all(part.data_ptr() % 64 == 0 for part in moved.parts())
+        assert_same_bits(moved.dequantize(), base.dequantize())

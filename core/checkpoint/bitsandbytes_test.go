@@ -154,6 +154,7 @@ func TestCompressAgainstBitsandbytes(t *testing.T) {
 		if !link {
 			sameTree(t, out+"/base", dir+"/bnb")
 		}
+		quantisedParts(t, out, 5)
 		for _, row := range r.Tensors {
 			layout := map[string]string{
 				"layers.0.up_proj.weight": "nf4", "layers.1.up_proj.weight": "nf4 double", "layers.2.up_proj.weight": "fp4",
@@ -168,6 +169,64 @@ func TestCompressAgainstBitsandbytes(t *testing.T) {
 		}
 	}
 	noLitter(t, dir)
+}
+
+// quantisedParts compares what the parts of the quantised bases in the
+// compressed model out stand for with what the core reads of them.
+func quantisedParts(t *testing.T, out string, want int) {
+	t.Helper()
+	base, err := OpenCompressedBase(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer base.Close()
+	target, err := Apply(base, []string{ResidualPath(out)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer target.Close()
+	p, list := partsOf(t, target)
+	for _, row := range list.Tensors {
+		q := row.Quantised
+		if q == nil {
+			continue
+		}
+		want--
+		d := quant.Description{Kind: q.Kind, Bits: q.Bits, GroupSize: q.GroupSize, Dtype: row.Dtype}
+		scheme, typ, err := d.Scheme()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if scheme.Scale, err = dtype.Parse(q.ScaleType); err != nil {
+			t.Fatal(err)
+		}
+		data := quant.Data{Packed: gather(t, p, q.Packed, 2), Scale: gather(t, p, q.Scale, 2)}
+		if q.Zero != nil {
+			scheme.Zero, data.Zero = true, gather(t, p, *q.Zero, 1)
+		}
+		if q.Code != nil {
+			if err := readFloats(scheme.Code[:], gather(t, p, *q.Code, 1)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		n := row.Bytes / uint64(typ.WordBytes())
+		if err := scheme.Check(&data, n, typ); err != nil {
+			t.Fatalf("%s: %v", row.Name, err)
+		}
+		got, expected := make([]byte, row.Bytes), make([]byte, row.Bytes)
+		if err := quant.DequantizeRange(got, typ, &scheme, &data, n, 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := base.ReadTensor(context.Background(), row.Name, expected, 1); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got, expected) {
+			t.Errorf("the parts of the base of %s stand for something else", row.Name)
+		}
+	}
+	if want != 0 {
+		t.Errorf("%d quantised bases more were expected", want)
+	}
 }
 
 // A view of any part of a tensor with nested scales is what the expanded

@@ -2,6 +2,8 @@ package checkpoint
 
 import (
 	"context"
+	"encoding/binary"
+	"math"
 	"sync"
 	"unsafe"
 
@@ -9,6 +11,7 @@ import (
 	"github.com/tpde-project/tpde/core/digest"
 	"github.com/tpde-project/tpde/core/fault"
 	"github.com/tpde-project/tpde/core/plan"
+	"github.com/tpde-project/tpde/core/quant"
 	"github.com/tpde-project/tpde/core/status"
 )
 
@@ -24,6 +27,8 @@ type Parts struct {
 // rawPart is a piece of memory or of a mapped file.
 type rawPart struct {
 	data     []byte
+	nested   *quant.Nested          // if there are any, the part is the scales that they stand for
+	n        uint64                 // bytes
 	want     digest.Sum             // zero: not checked
 	mismatch func(digest.Sum) error // what is wrong if the bytes have another one
 
@@ -37,18 +42,31 @@ type rawPart struct {
 // partKey tells parts apart: the same memory, if the same is expected of it.
 type partKey struct {
 	at   *byte
-	n    int
+	n    uint64
 	want digest.Sum
 }
 
 type partsRow struct {
-	Name   string      `json:"name"`
-	Dtype  string      `json:"dtype"`
-	Shape  []uint64    `json:"shape"`
-	Bytes  uint64      `json:"bytes"`
-	SameAs string      `json:"same_as,omitempty"`
-	Base   *partRef    `json:"base"`
-	Layers []partLayer `json:"layers"`
+	Name      string          `json:"name"`
+	Dtype     string          `json:"dtype"`
+	Shape     []uint64        `json:"shape"`
+	Bytes     uint64          `json:"bytes"`
+	SameAs    string          `json:"same_as,omitempty"`
+	Base      *partRef        `json:"base"`
+	Quantised *partsQuantised `json:"quantised,omitempty"`
+	Layers    []partLayer     `json:"layers"`
+}
+
+// partsQuantised is a quantised base: how it is, and the parts that it has.
+type partsQuantised struct {
+	Kind      string   `json:"kind"`
+	Bits      uint8    `json:"bits"`
+	GroupSize uint64   `json:"group_size"`
+	ScaleType string   `json:"scale_dtype"`
+	Packed    partRef  `json:"packed"`
+	Scale     partRef  `json:"scale"`
+	Zero      *partRef `json:"zero"`
+	Code      *partRef `json:"code"` // float32
 }
 
 type partRef struct {
@@ -92,7 +110,7 @@ func (s *Source) Parts() (*Parts, error) {
 // contentKey identifies a content.
 func contentKey(c content) any {
 	if v, ok := c.(plain); ok {
-		return partKey{at: unsafe.SliceData(v), n: len(v)}
+		return partKey{at: unsafe.SliceData(v), n: uint64(len(v))}
 	}
 	return c // a pointer
 }
@@ -111,8 +129,9 @@ func (p *Parts) describe(row *partsRow, c content, want digest.Sum) error {
 			c, want = v.base, v.r.BaseDigest()
 		case *leaf:
 			b, ok := v.content.(plain)
-			if _, quantised := v.content.(*quantised); quantised {
-				return status.Errorf(status.ErrUnsupported, "its base is quantised, which is read on the CPU only: expected device cpu")
+			if q, quantised := v.content.(*quantised); quantised {
+				row.Quantised = p.quantised(q)
+				return nil
 			}
 			if !ok {
 				return status.Errorf(status.ErrUnsupported, "its base is made by deltas itself, expected all deltas in one chain")
@@ -132,23 +151,56 @@ func (p *Parts) describe(row *partsRow, c content, want digest.Sum) error {
 	}
 }
 
+// quantised adds the parts of a quantised base. That it is the right one, only
+// the digest of what it stands for could tell, for which all of it would have
+// to be dequantised.
+func (p *Parts) quantised(q *quantised) *partsQuantised {
+	out := &partsQuantised{
+		Kind: q.scheme.Kind.String(), Bits: q.scheme.Bits, GroupSize: q.scheme.Group, ScaleType: q.scheme.Scale.String(),
+		Packed: p.add(q.data.Packed, digest.Sum{}, nil),
+	}
+	if q.nested != nil {
+		out.Scale = p.put(unsafe.SliceData(q.nested.Codes), &rawPart{nested: q.nested, n: 4 * uint64(len(q.nested.Codes))})
+	} else {
+		out.Scale = p.add(q.data.Scale, digest.Sum{}, nil)
+	}
+	if q.scheme.Zero {
+		zero := p.add(q.data.Zero, digest.Sum{}, nil)
+		out.Zero = &zero
+	}
+	if q.scheme.Kind == quant.Codebook {
+		var book []byte
+		for _, v := range q.scheme.Code {
+			book = binary.LittleEndian.AppendUint32(book, math.Float32bits(v))
+		}
+		code := p.add(book, digest.Sum{}, nil)
+		out.Code = &code
+	}
+	return out
+}
+
 func (p *Parts) add(data []byte, want digest.Sum, mismatch func(digest.Sum) error) partRef {
-	key := partKey{unsafe.SliceData(data), len(data), want}
+	pages := (len(data) + digest.PageBytes - 1) / digest.PageBytes
+	return p.put(unsafe.SliceData(data), &rawPart{data: data, n: uint64(len(data)), want: want, mismatch: mismatch, left: pages})
+}
+
+// put adds a part, unless it is there; at tells where it begins.
+func (p *Parts) put(at *byte, part *rawPart) partRef {
+	key := partKey{at, part.n, part.want}
 	i, ok := p.number[key]
 	if !ok {
 		i = len(p.parts)
 		p.number[key] = i
-		pages := (len(data) + digest.PageBytes - 1) / digest.PageBytes
-		p.parts = append(p.parts, &rawPart{data: data, want: want, mismatch: mismatch, left: pages})
+		p.parts = append(p.parts, part)
 	}
-	return partRef{i, uint64(len(data))}
+	return partRef{i, part.n}
 }
 
 // List returns, as JSON, {"tensors": [{"name", "dtype", "shape", "bytes",
-// "same_as", "base", "layers"}, ...]} in file order. A tensor with "same_as"
-// has the bytes of that other one. Any other one starts from the bytes of
-// "base" (a part; null: from nothing), to which "layers" are applied in order,
-// each an index and a blob.
+// "same_as", "base", "quantised", "layers"}, ...]} in file order. A tensor with
+// "same_as" has the bytes of that other one. Any other one starts from the bytes
+// of "base" (a part), from what the parts of "quantised" stand for, or from
+// nothing; to that "layers" are applied in order, each an index and a blob.
 func (p *Parts) List() ([]byte, error) {
 	return marshal(struct {
 		Tensors []partsRow `json:"tensors"`
@@ -186,7 +238,7 @@ func (p *Parts) check(i int, s Span, room uint64) error {
 	if s.Part >= uint64(len(p.parts)) {
 		return status.Errorf(status.ErrArgument, "span %d is of part %d, expected 0 to %d", i, s.Part, len(p.parts)-1)
 	}
-	size := uint64(len(p.parts[s.Part].data))
+	size := p.parts[s.Part].n
 	if s.Offset > size || s.Bytes > size-s.Offset {
 		return status.Errorf(status.ErrArgument, "span %d is bytes %d and %d more of part %d, which has %d", i, s.Offset, s.Bytes, s.Part, size)
 	}
@@ -194,6 +246,9 @@ func (p *Parts) check(i int, s Span, room uint64) error {
 		return status.Errorf(status.ErrShortBuffer, "span %d goes to byte %d and %d more of a destination of %d bytes", i, s.To, s.Bytes, room)
 	}
 	end := s.Offset + s.Bytes
+	if p.parts[s.Part].nested != nil && (s.Offset%4 != 0 || s.Bytes%4 != 0) {
+		return status.Errorf(status.ErrArgument, "span %d is bytes %d to %d of float32 scales, expected whole ones", i, s.Offset, end)
+	}
 	if p.parts[s.Part].checked() && (s.Offset%digest.PageBytes != 0 || end%digest.PageBytes != 0 && end != size) {
 		return status.Errorf(status.ErrArgument, "span %d is bytes %d to %d of a tensor of %d, expected whole pages of %d", i, s.Offset, end, size, digest.PageBytes)
 	}
@@ -203,15 +258,23 @@ func (p *Parts) check(i int, s Span, room uint64) error {
 // checked reports whether the part must have a digest.
 func (p *rawPart) checked() bool { return p.want != digest.Sum{} }
 
+func (p *rawPart) copyTo(dst []byte, off uint64) {
+	if p.nested != nil {
+		p.nested.Expand(dst, off/4)
+		return
+	}
+	copy(dst, p.data[off:])
+}
+
 // read copies bytes from off on and hashes what was copied.
 func (p *rawPart) read(dst []byte, off uint64) error {
-	if err := fault.Guard(func() error { copy(dst, p.data[off:]); return nil }); err != nil || !p.checked() {
+	if err := fault.Guard(func() error { p.copyTo(dst, off); return nil }); err != nil || !p.checked() {
 		return err
 	}
 	p.mu.Lock()
 	good := p.good
 	if p.tree == nil {
-		p.tree = digest.NewTree(uint64(len(p.data)))
+		p.tree = digest.NewTree(p.n)
 		p.hashed = make([]bool, p.left)
 	}
 	p.mu.Unlock()

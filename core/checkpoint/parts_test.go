@@ -17,11 +17,13 @@ import (
 // listed is what Parts.List says.
 type listed struct {
 	Tensors []struct {
-		Name   string
-		Bytes  uint64
-		SameAs string `json:"same_as"`
-		Base   *partRef
-		Layers []partLayer
+		Name      string
+		Dtype     string
+		Bytes     uint64
+		SameAs    string `json:"same_as"`
+		Base      *partRef
+		Quantised *partsQuantised
+		Layers    []partLayer
 	}
 }
 

@@ -212,8 +212,8 @@ def unpack(
         digests. For a dict on a CUDA device the digests of base tensors, and of tensors that deltas store as they are,
         are compared on the host, in the memory from which they are copied; the checksums of all chunks are compared on
         the device before they are decoded, and what it finds is raised at the end. Digests of rebuilt tensors are not
-        compared there. What the device cannot rebuild is an error, never left to the CPU; so is, as yet, a compressed
-        model with a quantised base.
+        compared there; that of a quantised base neither, which only its dequantised elements have. What the device
+        cannot rebuild is an error, never left to the CPU.
     workers, overwrite, progress: as for `pack`.
 
     Returns an `UnpackReport`, or the tensors if there is no out.

@@ -26,6 +26,21 @@ class Layer(NamedTuple):
     blob: int
     """Number of the part."""
     bytes: int
+    beside: tuple[tuple[int, int], ...] = ()
+    """Number and bytes of more parts that its step reads: a quantised base. They lie behind the blob in a buffer."""
+
+    def places(self) -> list[tuple[int, int, int]]:
+        """Number, bytes and place of each part, counted from the layer's place in a buffer."""
+        at, found = 0, []
+        for part, size in ((self.blob, self.bytes), *self.beside):
+            found.append((part, size, at))
+            at += _aligned(size)
+        return found
+
+    @property
+    def room(self) -> int:
+        """Bytes of a buffer that it takes."""
+        return _aligned(self.bytes) + sum(_aligned(size) for _, size in self.beside)
 
 
 class Job(NamedTuple):
@@ -125,12 +140,13 @@ class Schedule:
         for number, job in enumerate(jobs):
             if job.base is not None:
                 self._move(job.base, job.bytes, number, 0)
-            for layer, (blob, size) in enumerate(job.layers):
-                if self._batch.used + size > self._buffer_bytes:
+            for layer, parts in enumerate(job.layers):
+                if self._batch.used + parts.room > self._buffer_bytes:
                     self._flush_batch()
                 step = Step(number, layer, self._batch.used)
-                self._batch.used += _aligned(size)
-                self._move(blob, size, None, step.at)
+                self._batch.used += parts.room
+                for part, size, at in parts.places():
+                    self._move(part, size, None, step.at + at)
                 self._batch.steps.append(step)
             self._batch.target_bytes += job.bytes
             if self._batch.target_bytes >= self._batch_bytes:
@@ -185,14 +201,17 @@ class Schedule:
 
 
 def buffer_bytes_for(jobs: Sequence[Job], wanted: int) -> int:
-    """Returns the size of a blob buffer that holds any blob of jobs, and is `wanted` bytes where that makes sense."""
-    blobs = [_aligned(layer.bytes) for job in jobs for layer in job.layers]
-    return max(max(blobs, default=0), min(wanted, sum(blobs)))
+    """Returns the size of a blob buffer that holds any blob of jobs, and is `wanted` bytes where that makes sense.
+
+    It is aligned, so that the second buffer may lie behind the first.
+    """
+    blobs = [layer.room for job in jobs for layer in job.layers]
+    return max(max(blobs, default=0), min(_aligned(wanted), sum(blobs)))
 
 
 def window_bytes_for(jobs: Sequence[Job], wanted: int) -> int:
     """Returns the size of a window: `wanted` bytes, or less where one would take everything."""
-    total = sum(_aligned(job.bytes) * (job.base is not None) + sum(_aligned(b) for _, b in job.layers) for job in jobs)
+    total = sum(_aligned(job.bytes) * (job.base is not None) + sum(one.room for one in job.layers) for job in jobs)
     return max(min(wanted, _aligned(total, PAGE)), PAGE)
 
 

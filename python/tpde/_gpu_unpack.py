@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from tpde import _core, _cuda, _dtypes, _jobs, _memory
+from tpde import _core, _cuda, _jobs, _memory, _parts
 from tpde._gpu_schedule import Job, Layer, Move, Schedule, Span, Step, buffer_bytes_for, window_bytes_for
+from tpde._parts import PackedLayer, Parts, Row
 from tpde._status import EXCEPTIONS, TpdeError, UnsupportedError
 
 WINDOW_BYTES = 64 << 20
@@ -25,57 +25,9 @@ _BUFFER_BYTES = 64 << 20  # for blobs on the device, twice, or what the largest 
 _BATCH_BYTES = 256 << 20  # of tensors to a launch: more would not make kernels faster
 _GROUP_BYTES = 1 << 30  # of tensors that are on the device at once on their way to a file
 _IMAGE_ALIGN = 512
+_DESCRIPTOR = 128  # bytes
 _ZSTD = 2
-
-
-@dataclass(frozen=True)
-class PackedLayer:
-    """One delta of a tensor."""
-
-    delta: str
-    index: int
-    index_bytes: int
-    blob: int
-    blob_bytes: int
-
-
-class Row(NamedTuple):
-    """One tensor of the target: what tpde_parts_list says of it."""
-
-    name: str
-    dtype: torch.dtype
-    shape: list[int]
-    bytes: int
-    same_as: str | None
-    base: int | None
-    layers: list[PackedLayer]
-
-    @classmethod
-    def of(cls, raw: dict[str, Any]) -> Row:
-        dtype = _dtypes.torch_of_name(raw["dtype"])
-        layers = [
-            PackedLayer(delta, index["part"], index["bytes"], blob["part"], blob["bytes"])
-            for delta, index, blob in ((one["delta"], one["index"], one["blob"]) for one in raw["layers"])
-        ]
-        shape = _dtypes.torch_shape(_dtypes.number_of(dtype), raw["shape"])
-        base = None if raw["base"] is None else raw["base"]["part"]
-        return cls(raw["name"], dtype, shape, raw["bytes"], raw.get("same_as"), base, layers)
-
-    def job(self) -> Job:
-        return Job(self.bytes, self.base, [Layer(layer.blob, layer.blob_bytes) for layer in self.layers])
-
-
-class Parts:
-    """What a target is made of, as the core gives it out."""
-
-    def __init__(self, handle: int, workers: int) -> None:
-        self.handle = handle
-        self._workers = workers
-        self.rows = [Row.of(raw) for raw in json.loads(_core.core().parts_list(handle))["tensors"]]
-
-    def gather(self, room: torch.Tensor, spans: Sequence[tuple[int, int, int, int]]) -> None:
-        """Copies spans to room, a 1-D uint8 tensor in host memory. Raises BaseMismatchError for a wrong base."""
-        _core.core().parts_gather(*_memory.pointer(room), self.handle, spans, self._workers)
+_QUANTISED = 1  # TPDE_GPU_QUANTISED_BASE of tpde.h
 
 
 @contextmanager
@@ -83,13 +35,11 @@ def _opened(source: int, deltas: list[str], workers: int) -> Iterator[Parts]:
     """Gives what deltas make of a source."""
     binding = _core.core()
     sources: list[int] = []
-    parts: list[int] = []
     try:
         target = _jobs.hold(sources, binding.source_apply, source, deltas)
-        yield Parts(_jobs.hold(parts, binding.parts_open, target), workers)
+        with _parts.opened(target, workers) as parts:
+            yield parts
     finally:
-        for handle in parts:
-            binding.parts_free(handle)
         for handle in sources:
             binding.source_free(handle)
 
@@ -155,11 +105,12 @@ class Device:
         handles: list[int],
     ) -> None:
         """handles: gets what prepare of the core returns; the caller frees them, whatever happens."""
-        self.jobs = [row.job() for row in rows]
+        self.jobs = [_job(row) for row in rows]
         self.window_bytes = window_bytes_for(self.jobs, WINDOW_BYTES)
         self.buffer_bytes = buffer_bytes_for(self.jobs, _BUFFER_BYTES)
         self.done = done
         self._parts, self._rows, self._device, self._handles = parts, rows, device, handles
+        self._codes = [self._code(row) for row in rows]
         self._prepared = [[self._prepare(row, layer) for layer in row.layers] for row in rows]
         self._place()
         self.tensors = [torch.empty(row.shape, dtype=row.dtype, device=device) for row in rows]
@@ -167,14 +118,18 @@ class Device:
         self._windows = pinned(2 * self.window_bytes).view(2, self.window_bytes)
         self._buffers = torch.empty(2, self.buffer_bytes, dtype=torch.uint8, device=device)
         self._images = self._upload_images()
+        # Where quantised bases are is known once their parts are on the way.
+        based = sum(row.quantised is not None for row in rows)
+        self._host_descriptors = pinned(based * _DESCRIPTOR).view(based, _DESCRIPTOR)
+        self._descriptors = torch.empty(based, _DESCRIPTOR, dtype=torch.uint8, device=device)
+        self._described = 0
         # For each layer its chunks as verification found them, then as the rebuild did.
         self._status = torch.zeros(2 * self._chunks, dtype=torch.int32, device=device)
         self._streams = Streams(device)
 
     def _prepare(self, row: Row, layer: PackedLayer) -> _Prepared:
         binding = _core.gpu_core()
-        index = torch.empty(layer.index_bytes, dtype=torch.uint8, device="cpu")
-        self._parts.gather(index, [(layer.index, 0, layer.index_bytes, 0)])
+        index = self._parts.index(layer)
         info = binding.index_read(*_memory.pointer(index))
         try:
             handle = _jobs.hold(self._handles, binding.prepare, *_memory.pointer(index))
@@ -182,6 +137,22 @@ class Device:
             raise UnsupportedError(f'tensor "{row.name}": {error}') from None
         zstd = info["codec"] == _ZSTD
         return _Prepared(handle, info["chunks"], zstd, binding.prepared_image_bytes(handle))
+
+    def _code(self, row: Row) -> list[float] | None:
+        """Returns the code book of a quantised base."""
+        if row.quantised is None or row.quantised.code is None:
+            return None
+        code = torch.empty(16, dtype=torch.float32, device="cpu")
+        self._parts.read(row.quantised.code.number, _memory.octets(code))
+        return code.tolist()
+
+    def _describe(self, job: int, at: int) -> bytes:
+        """Returns the descriptor of the quantised base of a job, whose first layer is at an address."""
+        base = self._rows[job].quantised
+        assert base is not None
+        addresses = [at + place for _, _, place in self.jobs[job].layers[0].places()[1:]]
+        packed, scale, zero = (*addresses, 0)[:3]
+        return base.descriptor(packed, scale, zero, self._codes[job], self._rows[job].numel())
 
     def _place(self) -> None:
         """Gives every layer its place among the images and the status words."""
@@ -223,18 +194,29 @@ class Device:
         binding = _core.gpu_core()
         self._streams.before_launch()
         rebuilds, checks = [], []
+        first = self._described
         for step in steps:
             prepared = self._prepared[step.job][step.layer]
             if not prepared.chunks:  # an empty tensor
                 continue
             out = self.tensors[step.job].data_ptr()
-            base = out if self.jobs[step.job].base is not None or step.layer else 0
             blob = self._buffers[buffer].data_ptr() + step.at
+            base, flags = 0, 0
+            if self._rows[step.job].quantised is not None and not step.layer:
+                made = torch.frombuffer(bytearray(self._describe(step.job, blob)), dtype=torch.uint8)
+                self._host_descriptors[self._described].copy_(made)
+                base, flags = self._descriptors[self._described].data_ptr(), _QUANTISED
+                self._described += 1
+            elif self.jobs[step.job].base is not None or step.layer:
+                base = out
             image = self._images.data_ptr() + prepared.image_at
             status = self._status.data_ptr() + 4 * prepared.status_at
             if not prepared.zstd:  # zstd is verified before nvCOMP sees it, in any case
-                checks.append((prepared.handle, base, out, blob, image, status, 0))
-            rebuilds.append((prepared.handle, base, out, blob, image, status + 4 * prepared.chunks, 0))
+                checks.append((prepared.handle, base, out, blob, image, status, flags))
+            rebuilds.append((prepared.handle, base, out, blob, image, status + 4 * prepared.chunks, flags))
+        if self._described > first:
+            new = slice(first, self._described)
+            self._descriptors[new].copy_(self._host_descriptors[new], non_blocking=True)
         stream = _cuda.stream(self._device.index)
         if checks:
             binding.gpu_verify(checks, stream)
@@ -264,6 +246,14 @@ class Device:
     def close(self) -> None:
         """Waits for the device, so that memory can be given back."""
         self._streams.finish()
+
+
+def _job(row: Row) -> Job:
+    layers = [Layer(layer.blob, layer.blob_bytes) for layer in row.layers]
+    if row.quantised is not None:
+        beside = tuple((part.number, part.bytes) for name, part, _ in row.quantised.parts() if name != "code")
+        layers[0] = layers[0]._replace(beside=beside)
+    return Job(row.bytes, row.base, layers)
 
 
 class _Prepared:
@@ -359,7 +349,7 @@ def _groups(rows: Sequence[Row]) -> Iterator[list[Row]]:
     for row in rows:
         if row.same_as is not None:  # a file has it twice, and so it is rebuilt twice
             of = by_name[row.same_as]
-            row = row._replace(base=of.base, layers=of.layers)
+            row = row._replace(base=of.base, quantised=of.quantised, layers=of.layers)
         if not row.layers:
             continue
         if group and size + row.bytes > _GROUP_BYTES:

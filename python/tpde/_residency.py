@@ -61,7 +61,9 @@ class Residency(enum.Enum):
 @dataclass(frozen=True)
 class LayerSize:
     """A linear layer. weight_bytes: rebuilt. base_bytes: in VRAM unless the layer is whole. residual_bytes: index and
-    blob. calls: how often a pass uses it. block: layers of one block follow each other and may share a launch."""
+    blob. calls: how often a pass uses it. block: layers of one block follow each other and may share a launch.
+    weight_extra, residual_extra: what the allocator takes beyond a weight or a residual that stays in VRAM, and its
+    rounding to ALIGN; base_bytes has it in it."""
 
     name: str
     block: str
@@ -69,6 +71,8 @@ class LayerSize:
     base_bytes: int
     residual_bytes: int
     calls: int = 1
+    weight_extra: int = 0
+    residual_extra: int = 0
 
 
 @dataclass(frozen=True)
@@ -176,8 +180,9 @@ class Plan:
 def resident_bytes(layer: LayerSize, kind: Residency) -> int:
     """What a layer takes between two uses."""
     if kind is Residency.WHOLE:
-        return aligned(layer.weight_bytes)
-    return layer.base_bytes + (aligned(layer.residual_bytes) if kind is Residency.RESIDENT else 0)
+        return aligned(layer.weight_bytes) + layer.weight_extra
+    residual = aligned(layer.residual_bytes) + layer.residual_extra
+    return layer.base_bytes + (residual if kind is Residency.RESIDENT else 0)
 
 
 def make_plan(layers: Sequence[LayerSize], budget: int, fixed_bytes: int = 0, rates: Rates | None = None) -> Plan:
@@ -202,20 +207,21 @@ class _Problem:
 
     def __init__(self, layers: Sequence[LayerSize], fixed_bytes: int) -> None:
         for n in layers:
-            if min(n.weight_bytes, n.base_bytes, n.residual_bytes) < 0 or n.calls < 0:
+            if min(n.weight_bytes, n.base_bytes, n.residual_bytes, n.weight_extra, n.residual_extra, n.calls) < 0:
                 raise ArgumentError(f"{n.name}: expected sizes and calls of at least 0")
         self.layers = layers
         self.weights = [aligned(n.weight_bytes) for n in layers]
         self.residuals = [aligned(n.residual_bytes) for n in layers]
         # What is in VRAM whatever is decided: everything else is counted from here.
         self.least = fixed_bytes + sum(n.base_bytes for n in layers)
-        self.whole = [weight - n.base_bytes for weight, n in zip(self.weights, layers, strict=True)]
+        self.whole = [resident_bytes(n, Residency.WHOLE) - n.base_bytes for n in layers]
+        self.resident = [resident_bytes(n, Residency.RESIDENT) - n.base_bytes for n in layers]
         # A weight that is no larger than its base takes the place of that.
         self.free = [cost <= 0 for cost in self.whole]
 
     def cost(self, i: int, ring: int) -> int:
         """The least that it takes for a layer not to be streamed."""
-        return min(self.residuals[i], self.whole[i]) if self.weights[i] <= ring else self.whole[i]
+        return min(self.resident[i], self.whole[i]) if self.weights[i] <= ring else self.whole[i]
 
     def smallest(self) -> tuple[int, tuple[int, int]]:
         """The smallest budget, and the sizes of ring and buffers that go with it."""

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from tpde import _core, _cuda, _cuda_base
+from tpde import _allocator, _core, _cuda, _cuda_base
 from tpde._arena import Arena
 from tpde._residency import ALIGN, Plan, aligned
 from tpde._status import UnsupportedError
-from tpde._stream_memory import AnyBase, Memory
+from tpde._stream_memory import AnyBase, Memory, base_parts
 from tpde._stream_schedule import Item, Move
 from tpde.quant import QuantizedTensor
 
@@ -50,11 +50,11 @@ class CudaMemory(Memory):
     """See `Memory`."""
 
     def __init__(self, device: torch.device, arena: Arena) -> None:
+        self._blocks: dict[int, int] = {}  # of torch's allocator, by address
         super().__init__(device, arena)
         self._slots: list[StreamSlot] = []
         self._bases: list[_cuda_base.Base | None] = []
         self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._streams: set[int] = set()  # that used ring and buffers
         # Buffers and arena are given back after the last copy is done: the arena is an argument for that.
         self._end = weakref.finalize(self, _end, self._copies, self._slots, arena)
 
@@ -74,22 +74,47 @@ class CudaMemory(Memory):
     def _descriptor_bytes(self, base: AnyBase) -> int:
         return ALIGN if isinstance(base, QuantizedTensor) else 0
 
+    # ---- sizes --------------------------------------------------------------------
+
+    def most_bytes(self, n: int) -> int:
+        return _allocator.most_bytes(n)
+
+    def taken_bytes(self, tensor: torch.Tensor, nbytes: int | None = None) -> int:
+        nbytes = tensor.nbytes if nbytes is None else nbytes
+        most = _allocator.most_bytes(nbytes)
+        with contextlib.suppress(NotImplementedError, RuntimeError):  # subclasses without a storage
+            storage = tensor.untyped_storage()
+            found = self._blocks.get(storage.data_ptr(), 0)
+            if storage.nbytes() <= aligned(nbytes) <= found <= most:
+                return found
+        return most
+
+    def survey(self) -> bool:
+        self._blocks = _allocator.blocks(self.device)
+        return True
+
+    def fixed_bytes(self) -> int:
+        # Ring and buffers are one allocation, which is rounded up as all are.
+        rooms = sum(layer.weight_bytes + 2 * layer.record_bytes for layer in self.layers)
+        return super().fixed_bytes() + self.most_bytes(rooms) - aligned(rooms)
+
     # ---- plans --------------------------------------------------------------------
 
     def _drop_rooms(self) -> None:
         super()._drop_rooms()
-        self._streams.clear()
+        self._streams: set[int] = set()  # that used ring and buffers
 
     def _rooms_made(self, plan: Plan) -> None:
-        for buffer in self.buffers:
-            if buffer.numel():
-                buffer.record_stream(self._copies)
+        if plan.buffer_bytes:
+            self._rooms.record_stream(self._copies)
 
     def _move_base(self, number: int, device: torch.device) -> None:
         before = self.layers[number].base
         super()._move_base(number, device)
         if before is not self.layers[number].base:
             self._bases[number] = None
+            for part in base_parts(before):  # another tensor may get the address
+                self._blocks.pop(part.untyped_storage().data_ptr(), None)
 
     # ---- weights ------------------------------------------------------------------
 
@@ -155,9 +180,8 @@ class CudaMemory(Memory):
         name = current.cuda_stream
         if name not in self._streams:
             self._streams.add(name)
-            for room in (self.ring, *self.buffers):
-                if room.numel():
-                    room.record_stream(current)
+            if self._rooms.numel():
+                self._rooms.record_stream(current)
         return event
 
     def wait(self, copies: bool, mark: Any) -> None:
@@ -183,8 +207,8 @@ class CudaMemory(Memory):
 
     def check(self) -> None:
         torch.cuda.synchronize(self.device)
-        if self._slots and bool(torch.cat([slot.status for slot in self._slots]).any()):
-            for slot in self._slots:
+        for slot in self._slots:  # one by one: gathering the words first would take memory of the device
+            if slot.status.cpu().any():
                 for failure in slot.failures():
                     raise failure
 

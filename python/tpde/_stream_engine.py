@@ -12,11 +12,13 @@ import torch
 from torch.nn import functional as F
 
 from tpde._arena import Arena
-from tpde._residency import Plan, Rates, Residency, amount, make_plan
+from tpde._residency import LayerSize, Plan, Rates, Residency, amount, make_plan
 from tpde._status import UnsupportedError
 from tpde._stream_memory import Memory
 from tpde._stream_order import Order
 from tpde._stream_schedule import Counts, Schedule
+
+_ROUNDS = 4  # of better plans, at most
 
 
 @dataclass(frozen=True)
@@ -148,22 +150,37 @@ class Engine:
         """Plans for a budget and moves everything. Raises BudgetError, and changes nothing then.
 
         fixed_bytes: of everything that is not streamed.
+
+        What the allocator takes is known of what is there; of what is not, only how much it is at most. So a plan is
+        carried out, and another made with what was left of that, until nothing more fits.
         """
         with self.lock:
             calls: Counter[int] = Counter()
             if self.order is not None and self.schedule is not None and self.schedule.counts.passes:
                 calls.update(self.order.uses)
-            sizes = [layer.size(max(calls[i], 1)) for i, layer in enumerate(self.memory.layers)]
-            plan = make_plan(sizes, budget, fixed_bytes + self.memory.fixed_bytes(), rates)
+            fixed = fixed_bytes + self.memory.fixed_bytes()
+            plan = make_plan(self._sizes(calls), budget, fixed, rates)
             self.plan = self.schedule = None
             self.memory.apply(plan)
-            self.order = self.order or Order(range(len(sizes)))
+            for _ in range(_ROUNDS):
+                if not self.memory.survey():
+                    break
+                plan = replace(plan, layers=tuple(self._sizes(calls)))
+                better = make_plan(plan.layers, budget, fixed, rates)
+                if _worth(better) >= _worth(plan):
+                    break
+                plan = better
+                self.memory.apply(plan)
+            self.order = self.order or Order(range(len(plan.layers)))
             self.schedule = Schedule(self.memory, plan, self.order)
             if rates is None:
                 plan = replace(plan, rates=self._measure(self.schedule))
             self.plan = plan
             self.schedule.prime()
             return plan
+
+    def _sizes(self, calls: Counter[int]) -> list[LayerSize]:
+        return [self.memory.size(i, max(calls[i], 1)) for i in range(len(self.memory.layers))]
 
     def _measure(self, schedule: Schedule) -> Rates:
         """Times one copy and one launch of the largest batch."""
@@ -253,3 +270,8 @@ class Engine:
             self.plan = self.schedule = None
             self._tables, self._device_tables = [], []
             self.memory.close()
+
+
+def _worth(plan: Plan) -> tuple[int, int, int]:
+    """The less, the better a plan is."""
+    return plan.streamed_bytes, plan.decoded_bytes, -plan.ring_bytes - 2 * plan.buffer_bytes

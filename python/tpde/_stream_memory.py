@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,11 +54,6 @@ class Layer:
     def record_bytes(self) -> int:
         return self.blob_at + self.blob_bytes
 
-    def size(self, calls: int = 1) -> LayerSize:
-        """What the planner is told."""
-        base = sum(aligned(part.nbytes) for part in base_parts(self.base)) + self.descriptor_bytes
-        return LayerSize(self.name, self.block, self.weight_bytes, base, self.record_bytes, calls)
-
 
 class Memory:
     """The memory of a model on the CPU, and a `Backend` that does everything at once."""
@@ -69,11 +64,9 @@ class Memory:
         self.layers: list[Layer] = []
         self.whole: list[torch.Tensor | None] = []
         self.resident: list[torch.Tensor | None] = []
-        self.ring = torch.empty(0, dtype=torch.uint8, device=device)
-        self.buffers = [self.ring, self.ring]
+        self._drop_rooms()
         self.spans: list[tuple[str, Any, Any]] | None = None
         """If it is a list: what was copied and decoded, from one stamp to another."""
-        self._typed: dict[torch.dtype, torch.Tensor] = {}
 
     # ---- layers -------------------------------------------------------------------
 
@@ -119,7 +112,44 @@ class Memory:
         layer = self.layers[number]
         return self.arena.tensor[layer.at : layer.at + layer.record_bytes]
 
-    # ---- plans --------------------------------------------------------------------
+    # ---- sizes --------------------------------------------------------------------
+
+    def most_bytes(self, n: int) -> int:
+        """What the device's allocator takes at most for n bytes."""
+        return aligned(n)
+
+    def taken_bytes(self, tensor: torch.Tensor, nbytes: int | None = None) -> int:
+        """What a tensor takes of the device: as far as it is known, and otherwise at most.
+
+        nbytes: of everything that is in one allocation with it.
+        """
+        return aligned(tensor.nbytes if nbytes is None else nbytes)
+
+    def survey(self) -> bool:
+        """Finds out what tensors really take of the device. Returns whether that may be less than was planned for."""
+        return False
+
+    def size(self, number: int, calls: int = 1) -> LayerSize:
+        """What the planner is told of a layer."""
+        layer, whole, resident = self.layers[number], self.whole[number], self.resident[number]
+        weight = self.most_bytes(layer.weight_bytes) if whole is None else self.taken_bytes(whole)
+        residual = self.most_bytes(layer.record_bytes) if resident is None else self.taken_bytes(resident)
+        return LayerSize(
+            layer.name, layer.block, layer.weight_bytes, self._base_bytes(layer.base) + layer.descriptor_bytes,
+            layer.record_bytes, calls, weight - aligned(layer.weight_bytes), residual - aligned(layer.record_bytes),
+        )  # fmt: skip
+
+    def _base_bytes(self, base: AnyBase) -> int:
+        """What a base takes of the device, or would take there."""
+        parts = base_parts(base)
+        if not parts:
+            return 0
+        together = sum(aligned(part.nbytes) for part in parts)
+        if parts[0].device != self.device:
+            return self.most_bytes(together)
+        if len({part.untyped_storage().data_ptr() for part in parts}) == 1:
+            return self.taken_bytes(parts[0], together)
+        return sum(self.taken_bytes(part) for part in parts)
 
     def fixed_bytes(self) -> int:
         """What layers take of the device whatever the plan is."""
@@ -127,15 +157,16 @@ class Memory:
 
     def held_bytes(self) -> int:
         """What layers, ring and buffers take of the device besides."""
-        held = sum(aligned(t.nbytes) for t in (*self.whole, *self.resident, self.ring, *self.buffers) if t is not None)
+        held = sum(self.taken_bytes(t) for t in (*self.whole, *self.resident, self._rooms) if t is not None)
         for layer, whole in zip(self.layers, self.whole, strict=True):
-            for part in base_parts(layer.base):
-                # On a CPU, a base that is not needed stays where it is.
-                if part.device == self.device and (whole is None or self.device.type != "cpu"):
-                    held += aligned(part.nbytes)
+            # On a CPU, a base that is not needed stays where it is.
+            if _is_on(layer.base, self.device) and (whole is None or self.device.type != "cpu"):
+                held += self._base_bytes(layer.base)
             if whole is None:
                 held += layer.descriptor_bytes
         return held
+
+    # ---- plans --------------------------------------------------------------------
 
     def apply(self, plan: Plan) -> None:
         """Moves everything to where a plan wants it, without taking more than its budget at any time.
@@ -150,6 +181,8 @@ class Memory:
                     self.whole[number] = None
                 if kind is not Residency.RESIDENT:
                     self.resident[number] = None
+            self.wait_for_all()  # what other streams used is free when they are done, and not before
+            self.survey()
             for number, kind in enumerate(plan.residency):
                 if kind is not Residency.WHOLE:
                     self._move_base(number, self.device)
@@ -160,15 +193,19 @@ class Memory:
             for number, kind in enumerate(plan.residency):
                 if kind is Residency.RESIDENT and self.resident[number] is None:
                     self.resident[number] = self.host_record(number).to(self.device, copy=True)
-            self.ring = torch.empty(plan.ring_bytes, dtype=torch.uint8, device=self.device)
-            self.buffers = [torch.empty(plan.buffer_bytes, dtype=torch.uint8, device=self.device) for _ in range(2)]
+            self._make_rooms(plan.ring_bytes, plan.buffer_bytes)
             self._rooms_made(plan)
         self.wait_for_all()
 
     def _drop_rooms(self) -> None:
-        self.ring = torch.empty(0, dtype=torch.uint8, device=self.device)
-        self.buffers = [self.ring, self.ring]
-        self._typed = {}
+        self._make_rooms(0, 0)
+
+    def _make_rooms(self, ring: int, buffer: int) -> None:
+        """Makes ring and buffers, of so many bytes, in one allocation: it is rounded up once."""
+        self._rooms = torch.empty(ring + 2 * buffer, dtype=torch.uint8, device=self.device)
+        self.ring = self._rooms[:ring]
+        self.buffers = [self._rooms[at : at + buffer] for at in (ring, ring + buffer)]
+        self._typed: dict[torch.dtype, torch.Tensor] = {}
 
     def _rooms_made(self, plan: Plan) -> None:
         """Is called when ring and buffers are there."""
@@ -177,17 +214,16 @@ class Memory:
         layer = self.layers[number]
         if isinstance(layer.base, QuantizedTensor):
             if layer.base.device != device:
-                layer.base = layer.base.to(device)
+                layer.base = in_one_piece(layer.base, device)
         elif layer.base is not None:
             layer.base = layer.base.to(device)
 
     def _make_whole(self, number: int, left: int) -> int:
         """Rebuilds a weight for good, taking no more than `left` bytes meanwhile. Returns what it takes in the end."""
-        size = self.layers[number].size()
-        parts = base_parts(self.layers[number].base)
-        base_is_here = bool(parts) and parts[0].device == self.device
-        takes = aligned(size.weight_bytes)
-        if takes + aligned(size.residual_bytes) + (0 if base_is_here else size.base_bytes) <= left:
+        size = self.size(number)
+        base_is_here = _is_on(self.layers[number].base, self.device)
+        takes = self.most_bytes(size.weight_bytes)
+        if takes + self.most_bytes(size.residual_bytes) + (0 if base_is_here else size.base_bytes) <= left:
             self._move_base(number, self.device)
             self.whole[number] = self.rebuild(number)
             self._move_base(number, torch.device("cpu"))
@@ -326,6 +362,24 @@ class Memory:
 def base_parts(base: AnyBase) -> list[torch.Tensor]:
     """Returns the tensors that a base is made of."""
     return base.parts() if isinstance(base, QuantizedTensor) else [] if base is None else [base]
+
+
+def in_one_piece(base: QuantizedTensor, device: torch.device) -> QuantizedTensor:
+    """Returns a base on another device, its parts in one allocation, each aligned."""
+    parts = {name: getattr(base, name) for name in ("packed", "scale", "zero", "code")}
+    there = {name: part for name, part in parts.items() if part is not None}
+    room = torch.empty(sum(aligned(part.nbytes) for part in there.values()), dtype=torch.uint8, device=device)
+    at = 0
+    for name, part in there.items():
+        parts[name] = room[at : at + part.nbytes].view(part.dtype)
+        parts[name].copy_(part)
+        at += aligned(part.nbytes)
+    return replace(base, **parts)
+
+
+def _is_on(base: AnyBase, device: torch.device) -> bool:
+    parts = base_parts(base)
+    return bool(parts) and parts[0].device == device
 
 
 def strides(shape: Sequence[int]) -> list[int]:

@@ -179,13 +179,16 @@ class Builder:
         return self.engine
 
 
-def fixed_bytes(module: nn.Module) -> int:
-    """Returns what parameters and buffers of a module take of the device: of a streamed one, all but its weights."""
+def fixed_bytes(module: nn.Module, memory: Memory | None = None) -> int:
+    """Returns what parameters and buffers of a module take of the device: of a streamed one, all but its weights.
+
+    memory: knows better than their sizes what they take.
+    """
     seen: dict[int, int] = {}
     for one in module.modules():
         for tensor in (*one._parameters.values(), *one._buffers.values()):
             if tensor is not None:
-                seen[id(tensor)] = aligned(tensor.nbytes)
+                seen[id(tensor)] = aligned(tensor.nbytes) if memory is None else memory.taken_bytes(tensor)
     return sum(seen.values())
 
 

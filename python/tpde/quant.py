@@ -105,25 +105,44 @@ class QuantizedTensor:
         """
         if self.packed.data_ptr() % 4 or self.scale.data_ptr() % self.scale.element_size():
             raise ArgumentError("packed, scale: expected 4-byte aligned codes and aligned scales; clone them")
-        shift = self.group_size.bit_length() - 1 if self.group_size & (self.group_size - 1) == 0 else 255
-        code = self.code.tolist() if self.code is not None else [0.0] * 16
-        _require_finite(code)
-        return struct.pack(
-            "<7Q4BI16f",
+        return make_descriptor(
             self.packed.data_ptr(),
             self.scale.data_ptr(),
             0 if self.zero is None else self.zero.data_ptr(),
             self.numel(),
             self.packed.numel(),
             self.group_size,
-            ((1 << 64) // self.group_size + 1) % (1 << 64),
             KINDS[self.kind],
             self.bits,
             _dtypes.number_of(self.scale.dtype),
-            shift,
-            0,
-            *code,
+            None if self.code is None else self.code.tolist(),
         )
+
+
+def make_descriptor(
+    packed: int,
+    scale: int,
+    zero: int,
+    n: int,
+    packed_bytes: int,
+    group: int,
+    kind: int,
+    bits: int,
+    scale_type: int,
+    code: list[float] | None,
+) -> bytes:
+    """Returns what a kernel reads of a quantised tensor of n elements whose parts are at these addresses.
+
+    zero: 0 if it has no zero points. kind: of KINDS. scale_type: as core/dtype numbers it. Raises ArgumentError for a
+    code book that is not finite.
+    """
+    shift = group.bit_length() - 1 if group & (group - 1) == 0 else 255
+    code = [0.0] * 16 if code is None else code
+    _require_finite(code)
+    inverse = ((1 << 64) // group + 1) % (1 << 64)
+    return struct.pack(
+        "<7Q4BI16f", packed, scale, zero, n, packed_bytes, group, inverse, kind, bits, scale_type, shift, 0, *code
+    )  # fmt: skip
 
 
 def quantize(

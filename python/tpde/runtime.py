@@ -81,7 +81,8 @@ class Runtime:
         """
         engine, module = self._alive()
         kept = _kept(reserve)
-        fixed = _stream_pack.fixed_bytes(module)
+        engine.memory.survey()
+        fixed = _stream_pack.fixed_bytes(module, engine.memory)
         budget = _everything(engine, fixed, kept) if vram is None else _options.size_in_bytes("vram", vram)
         left = budget - _reserved(budget, kept)
         try:
