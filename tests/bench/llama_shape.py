@@ -101,10 +101,11 @@ def matrix(shape: Shape, name: str, device: torch.device) -> Tensor:
 
 class Cache:
     """Keys and values of all layers, and the tables of rotary embeddings. Belongs to no module, so that nothing moves
-    it about."""
+    it about. batch 0 keeps no keys and values: each call is a prompt, and gradients flow."""
 
-    def __init__(self, shape: Shape, capacity: int, device: torch.device) -> None:
-        size = (shape.layers, 1, shape.kv_heads, capacity, shape.head)
+    def __init__(self, shape: Shape, capacity: int, device: torch.device, batch: int = 1) -> None:
+        size = (shape.layers, batch, shape.kv_heads, capacity, shape.head)
+        self.keeps = batch > 0
         self.keys, self.values = (torch.zeros(size, dtype=torch.bfloat16, device=device) for _ in range(2))
         inverse = 10000.0 ** (-torch.arange(0, shape.head, 2, device=device) / shape.head)
         angles = torch.arange(capacity, device=device)[:, None] * inverse.repeat(2)
@@ -141,13 +142,16 @@ class Attention(nn.Module):
         begin, end = cache.length, cache.length + x.shape[1]
         q, k, v = (p(x).unflatten(-1, (-1, self.head)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
         cos, sin = cache.cos[begin:end], cache.sin[begin:end]
-        keys, values = cache.keys[self.number], cache.values[self.number]
-        keys[:, :, begin:end], values[:, :, begin:end] = rotated(k, cos, sin), v
+        k = rotated(k, cos, sin)
+        if cache.keeps:
+            keys, values = cache.keys[self.number], cache.values[self.number]
+            keys[:, :, begin:end], values[:, :, begin:end] = k, v
+            k, v = keys[:, :, :end], values[:, :, :end]
         mask = None
         if begin and x.shape[1] > 1:  # several tokens behind others
             mask = torch.ones(x.shape[1], end, dtype=torch.bool, device=x.device).tril(begin)
         attended = F.scaled_dot_product_attention(
-            rotated(q, cos, sin), keys[:, :, :end], values[:, :, :end],
+            rotated(q, cos, sin), k, v,
             attn_mask=mask, is_causal=not begin and x.shape[1] > 1, enable_gqa=True,
         )  # fmt: skip
         out: Tensor = self.o_proj(attended.transpose(1, 2).flatten(2))
@@ -188,7 +192,7 @@ class Inner(nn.Module):
         x = self.embed_tokens(ids)
         for layer in self.layers:
             x = layer(x, cache)
-        cache.length += ids.shape[1]
+        cache.length += ids.shape[1] if cache.keeps else 0
         out: Tensor = self.norm(x)
         return out
 

@@ -201,7 +201,7 @@ def bitsandbytes_8bit(s: Settings, weights: HostWeights) -> Iterator[nn.Module]:
 
     def made(weight: Tensor) -> nn.Module:
         out = bnb.nn.Linear8bitLt(weight.shape[1], weight.shape[0], bias=False, has_fp16_weights=False)
-        out.weight = bnb.nn.Int8Params(weight.to(torch.float16), requires_grad=False, has_fp16_weights=False)
+        out.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
         return out.to(s.device)
 
     yield _replaced(s, weights, made)
@@ -216,7 +216,7 @@ def bitsandbytes_4bit(s: Settings, weights: HostWeights) -> Iterator[nn.Module]:
         out = bnb.nn.Linear4bit(
             weight.shape[1], weight.shape[0], bias=False, compute_dtype=torch.bfloat16, quant_type="nf4"
         )
-        out.weight = bnb.nn.Params4bit(weight.clone(), requires_grad=False, quant_type="nf4")
+        out.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4")
         return out.to(s.device)
 
     yield _replaced(s, weights, made)

@@ -166,7 +166,10 @@ class Streamed:
         s, runtime = self.s, self.runtime
         began = time.perf_counter()
         bytes_, reserve = self._budget(budget)
+        if s.cuda:
+            torch.cuda.reset_peak_memory_stats(s.device)
         plan = runtime.set_vram(bytes_, reserve=reserve)
+        planning_peak = torch.cuda.max_memory_allocated(s.device) - self.before if s.cuda else None
         done(s.device)
         names = {"base": "base alone resident", "compressed": "all resident, compressed", "all": "all resident"}
         label = names.get(budget, f"{budget} GiB")
@@ -176,6 +179,7 @@ class Streamed:
         measure(s, row, self.model, self.reference, self.before, traced=lambda step: traced(row, runtime, step))
         runtime.synchronize()
         row.more["streamed_bytes"], row.more["decoded_bytes"] = plan.streamed_bytes, plan.decoded_bytes
+        row.more["planning_peak_bytes"] = planning_peak
         row.more["predicted_seconds"], row.more["limit"] = plan.seconds, plan.limit
         if row.peak_bytes is not None and row.peak_bytes > runtime.vram:
             row.note = f"over its budget by {(row.peak_bytes - runtime.vram) / 2**20:.0f} MiB"
