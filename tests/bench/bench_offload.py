@@ -20,6 +20,7 @@ import dataclasses
 import gc
 import json
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -32,12 +33,14 @@ import offload_plot
 import torch
 from gpu_timing import gpu_environment
 from llama_shape import HOW, SIZES, filled
+from offload_loading import Loading
 from offload_measure import Figures, Reference, Settings, allocated, limited, link_gigabytes, measure
 from offload_peers import HostWeights
 from offload_tpde import Streamed, giant
 from torch import nn
 
 import bench
+import tpde
 from tpde import _reports
 
 Peer = Callable[[Settings, HostWeights], AbstractContextManager[nn.Module]]
@@ -166,10 +169,25 @@ def ours(table: Table, s: Settings, base: str, budgets: Sequence[str], weights: 
         gc.collect()
 
 
+def loading(table: Table, s: Settings, base: str, folder: Path, weights: HostWeights) -> None:
+    """Rows that say when the first token is there, from files in the page cache."""
+    made: list[Loading] = []
+
+    def first() -> Figures:
+        made.append(Loading(s, weights, base, folder))
+        return made[0].bf16()
+
+    if not guarded(table, s, "load bf16 safetensors", first) or not hasattr(tpde, "load"):
+        return
+    for gib in (6, 12):
+        allocated(s.device)
+        guarded(table, s, f"tpde.load, base {base}, {gib} GiB", lambda gib=gib: made[0].ours(gib << 30))
+
+
 # ---- the run ------------------------------------------------------------------------
 
 
-def compared(table: Table, s: Settings, only: Sequence[str], budgets: Sequence[str]) -> None:
+def compared(table: Table, s: Settings, only: Sequence[str], budgets: Sequence[str], folder: Path | None) -> None:
     made: list[tuple[Reference, HostWeights]] = []
 
     def first() -> Figures:
@@ -194,6 +212,9 @@ def compared(table: Table, s: Settings, only: Sequence[str], budgets: Sequence[s
         if base in only:
             ours(table, s, base, budgets if base == "int4" else ("compressed",), weights, reference)
             allocated(s.device)
+    if folder is not None:
+        with tempfile.TemporaryDirectory(dir=folder) as name:
+            loading(table, s, "int4", Path(name), weights)
 
 
 def pictured(table: Table, s: Settings, path: Path) -> None:
@@ -223,6 +244,9 @@ def parsed() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--only", choices=(*PEERS, *OURS), nargs="+", default=[*PEERS, *OURS], help="rows beside resident"
+    )
+    parser.add_argument(
+        "--loading", type=Path, metavar="FOLDER", help="load the model from files there, too (/dev/shm)"
     )
     parser.add_argument("--giant", action="store_true", help="instead: 81 GB of weights within --giant-gib of VRAM")
     parser.add_argument("--giant-gib", type=float, default=16, metavar="GIB")
@@ -278,7 +302,7 @@ def main() -> None:
             make = lambda: giant(s, arguments.giant_base, int(arguments.giant_gib * 2**30), enforced=True)  # noqa: E731
             guarded(table, s, f"giant, base {arguments.giant_base}", make)
         else:
-            compared(table, s, arguments.only, arguments.budgets)
+            compared(table, s, arguments.only, arguments.budgets, arguments.loading)
     table.print()
     if arguments.plot:
         pictured(table, s, arguments.plot)
