@@ -36,7 +36,7 @@ from llama_shape import HOW, SIZES, filled
 from offload_loading import Loading
 from offload_measure import Figures, Reference, Settings, allocated, limited, link_gigabytes, measure
 from offload_peers import HostWeights
-from offload_tpde import Streamed, giant
+from offload_tpde import Streamed, agreement, giant
 from torch import nn
 
 import bench
@@ -129,7 +129,7 @@ def guarded(table: Table, s: Settings, what: str, make: Callable[[], Figures], w
 # ---- rows ---------------------------------------------------------------------------
 
 
-def resident(s: Settings) -> tuple[Figures, Reference, HostWeights]:
+def resident(s: Settings, drafts: Sequence[str]) -> tuple[Figures, Reference, HostWeights]:
     before = allocated(s.device)
     began = time.perf_counter()
     model = filled(s.shape, s.kind, s.device)
@@ -138,6 +138,8 @@ def resident(s: Settings) -> tuple[Figures, Reference, HostWeights]:
     began = time.perf_counter()
     weights = HostWeights(s, model)
     print(f"weights copied to host memory in {time.perf_counter() - began:.1f} s", flush=True)
+    if drafts:
+        row.more["drafts"] = agreement(s, model, weights, drafts)
     return row, reference, weights
 
 
@@ -187,11 +189,13 @@ def loading(table: Table, s: Settings, base: str, folder: Path, weights: HostWei
 # ---- the run ------------------------------------------------------------------------
 
 
-def compared(table: Table, s: Settings, only: Sequence[str], budgets: Sequence[str], folder: Path | None) -> None:
+def compared(
+    table: Table, s: Settings, only: Sequence[str], budgets: Sequence[str], drafts: Sequence[str], folder: Path | None
+) -> None:
     made: list[tuple[Reference, HostWeights]] = []
 
     def first() -> Figures:
-        row, reference, weights = resident(s)
+        row, reference, weights = resident(s, drafts)
         made.append((reference, weights))
         return row
 
@@ -246,6 +250,13 @@ def parsed() -> argparse.Namespace:
         "--only", choices=(*PEERS, *OURS), nargs="+", default=[*PEERS, *OURS], help="rows beside resident"
     )
     parser.add_argument(
+        "--clear", type=float, default=0, metavar="X",
+        help="have lm_head prefer one token, X times (say 2) the largest of the other logits (0: random)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--drafts", nargs="+", default=[], metavar="BASE", help="count what int2, int3, int4 are worth as drafts"
+    )
+    parser.add_argument(
         "--loading", type=Path, metavar="FOLDER", help="load the model from files there, too (/dev/shm)"
     )
     parser.add_argument("--giant", action="store_true", help="instead: 81 GB of weights within --giant-gib of VRAM")
@@ -275,7 +286,7 @@ def main() -> None:
             )
         device = torch.device("cuda", torch.cuda.current_device())
     shape = SIZES[arguments.size or ("40b" if arguments.giant else "8b")]
-    changes = {"layers": arguments.layers or shape.layers, "repeat": arguments.repeat_layers}
+    changes = {"layers": arguments.layers or shape.layers, "repeat": arguments.repeat_layers, "clear": arguments.clear}
     shape = dataclasses.replace(shape, **changes)
     s = Settings(
         shape,
@@ -289,6 +300,7 @@ def main() -> None:
     about |= {"command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), "shape": dataclasses.asdict(shape)}
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     print(f"{arguments.model} model, {shape.model_bytes / 1e9:.2f} GB in bf16; {HOW}", end="")
+    print(f"; lm_head prefers a token's successor, {shape.clear} x" if shape.clear else "", end="")
     print(f"; {shape.repeat} distinct layers are repeated" if shape.repeat else "")
     link = link_gigabytes(device)
     if link is not None:
@@ -302,7 +314,7 @@ def main() -> None:
             make = lambda: giant(s, arguments.giant_base, int(arguments.giant_gib * 2**30), enforced=True)  # noqa: E731
             guarded(table, s, f"giant, base {arguments.giant_base}", make)
         else:
-            compared(table, s, arguments.only, arguments.budgets, arguments.loading)
+            compared(table, s, arguments.only, arguments.budgets, arguments.drafts, arguments.loading)
     table.print()
     if arguments.plot:
         pictured(table, s, arguments.plot)

@@ -33,6 +33,9 @@ class Shape:
     vocabulary: int
     repeat: int = 0
     """So many different layers follow each other again and again; 0: each is different."""
+    clear: float = 0.0
+    """How much lm_head prefers the successor of a token, in multiples of the largest of all other logits. Random ones
+    choose between near ties, where no draft agrees; trained models do not."""
 
     @property
     def head(self) -> int:
@@ -93,6 +96,12 @@ def matrix(shape: Shape, name: str, device: torch.device) -> Tensor:
     for first in range(0, rows, step):
         some = scale[first : first + step]
         torch.mul(torch.randn(len(some), columns, generator=g, device=device), some, out=out[first : first + step])
+    if shape.clear and name == "model.embed_tokens":
+        out /= STD  # else it is nothing beside what layers add to it
+    if shape.clear and name == "lm_head":
+        largest = STD * math.sqrt(2 * columns * math.log(rows))
+        before = matrix(shape, "model.embed_tokens", device).roll(1, 0)
+        out.add_(before, alpha=shape.clear * largest / columns)
     return out
 
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from llama_shape import Runner, empty_model, logits_layer_by_layer, matrix, prom
 from offload_measure import PROMPT, Figures, Reference, Settings, allocated, done, measure, require_logits
 from offload_peers import HostWeights
 from torch import Tensor, nn
+from trained_model import DRAFTS, tokens_per_pass
 
 import tpde
 from tpde._residency import make_plan
@@ -145,6 +146,36 @@ def streamed(s: Settings, base: str, weight: Weight, rows: Tensor) -> tuple[nn.M
     release_pinned()
     print(f"base {base}: {packing.text()}; {time.perf_counter() - began:.1f} s with page-locking", flush=True)
     return model, tpde.runtime.of(model), smallest, packing
+
+
+@torch.no_grad()
+def agreement(s: Settings, model: nn.Module, weights: HostWeights, bases: Sequence[str]) -> dict[str, Any]:
+    """What bases are worth as drafts of a resident model: how often they choose what it does where it continues a
+    prompt greedily, and the tokens that a pass yields with so many drafted. The model keeps the last base's weights."""
+    tokens = 192
+    ids = prompt(s.shape, PROMPT, s.device)
+    runner = Runner(model, s.shape, s.device, PROMPT + tokens)
+    said = [runner(ids)[:, -1:].argmax(-1)]
+    while len(said) < tokens:
+        said.append(runner(said[-1])[:, -1:].argmax(-1))
+    full = torch.cat((ids, *said), 1)
+    figures = {}
+    for base in bases:
+        for name in s.shape.matrices():
+            if name != "model.embed_tokens":
+                weight = weights.matrix(name).to(s.device)
+                bits = int(base.removeprefix("int"))
+                put(model, name, tpde.quantize(weight, bits, _GROUP).dequantize())
+        chosen = Runner(model, s.shape, s.device, full.shape[1])(full[:, :-1])[:, PROMPT - 1 :].argmax(-1)
+        same = (chosen == full[:, PROMPT:]).tolist()
+        yields = {k: tokens_per_pass(same, k)[0] for k in DRAFTS}
+        figures[base] = {"agreement": sum(same[0]) / tokens, "tokens_per_pass": yields}
+        text = ", ".join(f"{yields[k]:.2f} with k={k}" for k in DRAFTS)
+        print(
+            f"draft {base}: agrees on {figures[base]['agreement']:.1%} of {tokens} tokens; a pass yields {text}",
+            flush=True,
+        )
+    return figures
 
 
 # ---- rows ---------------------------------------------------------------------------
