@@ -15,7 +15,6 @@ to the last copy. GB are 10^9 bytes, GiB 2^30.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import gc
 import json
@@ -45,7 +44,7 @@ from tpde import _reports
 
 Peer = Callable[[Settings, HostWeights], AbstractContextManager[nn.Module]]
 
-# In this order: what needs pageable memory comes before the weights are page-locked. exact, and what it is called.
+# With whether it is exact, and what it is called.
 PEERS: dict[str, tuple[Peer, str, str]] = {
     "accelerate": (offload_peers.accelerate_offload, "yes", "accelerate cpu_offload"),
     "dfloat11": (offload_peers.dfloat11, "yes", "DFloat11, all in VRAM"),
@@ -57,6 +56,11 @@ PEERS: dict[str, tuple[Peer, str, str]] = {
     "bnb4": (offload_peers.bitsandbytes_4bit, "no", "bitsandbytes NF4, all in VRAM"),
 }
 OURS = ("int4", "none")
+ORDER = (
+    *("accelerate", "diffusers", "diffusers-leaf", "group", "pinned"),  # from pageable memory first
+    *OURS,
+    *("bnb8", "bnb4", "dfloat11"),  # kernels of others last: one that fails may take the CUDA context along
+)
 HEAD = ("", "exact", "VRAM GiB", "GB/s", "tokens/s", "host CPU", "copy engine", "note")
 
 
@@ -106,14 +110,14 @@ def cells(row: Figures, model_bytes: int) -> tuple[str, ...]:
     )
 
 
-def guarded(table: Table, s: Settings, what: str, make: Callable[[], Figures], why: str = "") -> bool:
+def guarded(table: Table, s: Settings, what: str, make: Callable[[], Figures], exact: str = "-") -> bool:
     """Adds a row, or says in one why there is none. The other rows are worth their time on a lent machine."""
     began = time.perf_counter()
     try:
         with limited(s.row_seconds, what):
             row = make()
     except ModuleNotFoundError as error:
-        table.add(Figures(what, why or "-", note=f"left out: {error.name} is not installed"))
+        table.add(Figures(what, exact, note=f"left out: {error.name} is not installed"))
         return False
     except Exception as error:
         traceback.print_exc()
@@ -202,20 +206,16 @@ def compared(
     if not guarded(table, s, "resident bf16", first):
         return
     reference, weights = made[0]
-    for name in PEERS:
-        if (
-            name == "group"
-            and "diffusers" in only
-            and any(row.seconds and "diffusers" in row.what for row in table.rows)
-        ):
-            continue  # the real one ran
-        if name in only:
-            guarded(table, s, PEERS[name][2], lambda name=name: peer(s, name, weights, reference), PEERS[name][1])
-            allocated(s.device)
-    for base in OURS:
-        if base in only:
-            ours(table, s, base, budgets if base == "int4" else ("compressed",), weights, reference)
-            allocated(s.device)
+    for name in ORDER:
+        real = any(row.seconds and row.what.startswith("diffusers") for row in table.rows)
+        if name not in only or (name == "group" and real):
+            continue
+        if name in OURS:
+            ours(table, s, name, budgets if name == "int4" else ("compressed",), weights, reference)
+        else:
+            _, exact, what = PEERS[name]
+            guarded(table, s, what, lambda name=name: peer(s, name, weights, reference), exact)
+        allocated(s.device)
     if folder is not None:
         with tempfile.TemporaryDirectory(dir=folder) as name:
             loading(table, s, "int4", Path(name), weights)
@@ -246,9 +246,7 @@ def parsed() -> argparse.Namespace:
         "--budgets", nargs="+", default=["base", "6", "8", "10", "12", "compressed", "all"], metavar="GIB",
         help='GiB, "base" (the smallest that works), "compressed" (nothing is streamed), "all" (nothing is decoded)',
     )  # fmt: skip
-    parser.add_argument(
-        "--only", choices=(*PEERS, *OURS), nargs="+", default=[*PEERS, *OURS], help="rows beside resident"
-    )
+    parser.add_argument("--only", choices=ORDER, nargs="+", default=[*ORDER], help="rows beside resident")
     parser.add_argument(
         "--clear", type=float, default=0, metavar="X",
         help="have lm_head prefer one token, X times (say 2) the largest of the other logits (0: random)",
@@ -309,13 +307,15 @@ def main() -> None:
     some = torch.ones(64, 64, dtype=torch.bfloat16, device=device)
     torch.mm(some, some)  # what cuBLAS keeps for itself is there before anything is counted
     table = Table(about, arguments, shape.model_bytes)
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
         if arguments.giant:
-            make = lambda: giant(s, arguments.giant_base, int(arguments.giant_gib * 2**30), enforced=True)  # noqa: E731
-            guarded(table, s, f"giant, base {arguments.giant_base}", make)
+            budget = int(arguments.giant_gib * 2**30)
+            what = f"giant, base {arguments.giant_base}"
+            guarded(table, s, what, lambda: giant(s, arguments.giant_base, budget, enforced=True))
         else:
             compared(table, s, arguments.only, arguments.budgets, arguments.drafts, arguments.loading)
-    table.print()
+    finally:
+        table.print()
     if arguments.plot:
         pictured(table, s, arguments.plot)
     if any(row.note.startswith("failed") for row in table.rows):
