@@ -4,8 +4,8 @@
 // (rice_ranks.cuh). Then it goes through the base in tiles, each loaded while the
 // one before is worked on: it counts the words of each class, and finds the
 // events of the tile by their ranks (rice_tile.cuh). Changes of one unit are
-// made at once; of events with values only the positions are noted, and their
-// values are read at the end, lane by lane (rice_values.cuh). So the base is
+// made at once; of events with values the positions and the codes are noted, and
+// their values are read at the end, lane by lane (rice_values.cuh). So the base is
 // read once, and written to the target once; changed words are written again.
 //
 // All of that is in shared memory, which is enough for what sparse changes take.
@@ -40,7 +40,9 @@ enum Way : u32 {
 template <typename Word>
 TPDE_FN Way way_of(const Head& h, const Tables& tables, u32 words) {
   if ((kNear<Word> && tables.keys > kNearKeys) || words > kMaxWords || h.gap_events > kMaxList) return kSerially;
-  return h.gap_events + h.events[kDense] <= kMaxList && h.values <= Shape<Word>::kTileWords ? kAllListed : kWalked;
+  // No sum overflows: there are no more events than words.
+  const bool listed = 2 * (h.gap_events + h.events[kDense]) + h.values + kCodesAhead <= 2 * kMaxList;
+  return listed && h.values <= Shape<Word>::kTileWords ? kAllListed : kWalked;
 }
 
 // Notes which of the events of class c are in the tile at word `first`; the list
@@ -97,6 +99,7 @@ TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& t
         const Place<Word> place = locate_event(s, steps, c, i);
         if (s.classes[c].kind == kValued || walk) {
           s.list[s.progress[c].from + i] = (u16)(first + place.at);
+          if (!walk) codes_of(s)[s.head.values_at[c] + s.progress[c].first + i] = code_of_word(s, tables, place.word);
         } else {
           apply_sign(s, b, data, first, place, s.head.sign_at[c] + s.progress[c].first + i);
         }
@@ -154,7 +157,8 @@ TPDE_FN bool decode_chunk(Shared<Word>& s, const Block<Word>& b, const Tables& t
     if (t * kLineWords < data_words) prefetch(data + t * kLineWords);
     load_tile(b, 0, t, ahead[t]);
     const u32* steps = tables.at<u32>(tables.step_at);
-    for (u32 i = t; i < min_u32(tables.keys, kNearKeys); i += kThreads) s.step[i] = steps[i];
+    const u8* codes = tables.at<u8>(tables.code_at);
+    for (u32 i = t; i < min_u32(tables.keys, kNearKeys); i += kThreads) s.step[i] = steps[i], s.code[i] = codes[i];
     if (t < kClasses) {
       s.classes[t] = tables.classes[t];
       s.progress[t] = Progress{0, 0, 0, 0, 0, 0};
@@ -173,6 +177,7 @@ TPDE_FN bool decode_chunk(Shared<Word>& s, const Block<Word>& b, const Tables& t
     }
   }
   if (failed(s)) return false;
+  EACH_THREAD(t, kThreads) { read_lane_length(s, data, t); }
   const Way way = way_of<Word>(s.head, tables, b.words);
   scan_quotients(s, data, way != kSerially);
   if (failed(s)) return false;

@@ -203,7 +203,7 @@ TPDE_SLOW void decode_serially(Shared<Word>& s, const Block<Word> b, const Table
   const Head& h = s.head;
   EACH_THREAD(t, kThreads) {
     if (t == 0) {
-      read_lane_table(h, data, h.quotient_at[kDense], s.lane_start);
+      sum_lanes(s);
       s.value_end = h.quotient_at[kDense];
     }
   }

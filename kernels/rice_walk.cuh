@@ -14,6 +14,10 @@
 
 namespace rice {
 
+// The lane that a thread reads. Neighbouring ones are in different warps, which
+// then run side by side.
+TPDE_FN u32 lane_of(u32 t) { return t / 32 + t % 32 * kWarps; }
+
 // Finds the lanes whose first dense word is in a tile, of which `count` words
 // from rank `begin` on are dense. A warp does it.
 template <typename Word, bool Near>
@@ -99,7 +103,7 @@ template <typename Word>
 TPDE_SLOW void walk_values(Shared<Word>& s, const Block<Word> b, const Tables& tables, const u32* data) {
   const Head& h = s.head;
   EACH_THREAD(t, kThreads) {
-    if (t == 0) read_lane_table(h, data, h.quotient_at[kDense], s.lane_start);
+    if (t == 0) sum_lanes(s);
   }
   barrier();
   EACH_THREAD(t, kThreads) {

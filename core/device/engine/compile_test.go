@@ -154,7 +154,7 @@ func TestLayout(t *testing.T) {
 	offset("rice::Tables", "shift", 0)
 	offset("rice::Tables", "keys", 4)
 	offset("rice::Tables", "zero_class", 8)
-	offset("rice::Tables", "gap_classes", 12)
+	offset("rice::Tables", "entries", 12)
 	offset("rice::Tables", "step_at", 16)
 	offset("rice::Tables", "code_at", 20)
 	offset("rice::Tables", "symbol_at", 24)
