@@ -27,7 +27,7 @@ CODEC = "prefix"
 _GROUP = 64
 _LARGE = 256 << 20
 """Bytes of a weight that is packed on all cores by itself; of others each core packs one."""
-_WAITING = 20 << 30
+_WAITING = 16 << 30
 """Bytes of weights and bases in host memory that wait to be packed, at most."""
 
 Weight = Callable[[str], Tensor]
