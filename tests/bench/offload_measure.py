@@ -191,6 +191,35 @@ def measure(
     return Reference(ids, kept, tokens)
 
 
+@torch.no_grad()
+def measure_generation(
+    s: Settings, row: Figures, generate: Callable[[Tensor, int], tuple[Tensor, int]], reference: Reference, before: int
+) -> None:
+    """Fills in a row of what makes several tokens a pass, as speculation does.
+
+    generate: returns the tokens [1, n] that follow a prompt [1, length], and the passes of the verifying model that
+        they took. They are compared with what the resident model says.
+    """
+    count = min(len(reference.tokens), s.most_steps * 4)
+    if s.cuda:
+        torch.cuda.synchronize(s.device)
+        torch.cuda.reset_peak_memory_stats(s.device)
+    generate(reference.ids, min(count, 4))
+    marks, busy = Marks(s.device), time.thread_time()
+    marks.mark()
+    tokens, passes = generate(reference.ids, count)
+    marks.mark()
+    busy = time.thread_time() - busy
+    said = tokens.flatten().tolist()
+    if said != reference.tokens[:count]:
+        raise tpde.InternalError(f"{row.what}: expected the tokens {reference.tokens[:count]}, got {said}")
+    row.seconds, row.steps = sum(marks.intervals()) / passes, passes
+    row.tokens_per_pass, row.host_seconds = count / passes, busy / passes
+    row.note = "; ".join(filter(None, (row.note, f"{row.tokens_per_pass:.2f} tokens a pass, prompt included")))
+    if s.cuda:
+        row.peak_bytes = torch.cuda.max_memory_allocated(s.device) - before
+
+
 def same_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens are the same before the first that is not."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
