@@ -23,6 +23,8 @@ sys.path[:0] = [str(BENCH), str(TESTS / "gpu_bundle")]
 
 import dfloat11_encode  # noqa: E402
 import offload_measure  # noqa: E402
+import offload_peers  # noqa: E402
+import offload_tpde  # noqa: E402
 import trained_model  # noqa: E402
 from llama_shape import SIZES, Runner, empty_model, filled, logits_layer_by_layer, prompt  # noqa: E402
 from offload_plot import Point, svg  # noqa: E402
@@ -75,6 +77,27 @@ def test_a_row_that_fails_is_one_line(tmp_path):
     assert result.returncode != 0 and "some rows failed" in result.stderr
     rows = list(rows_of(tmp_path / "rows.json").values())
     assert len(rows) == 4 and "the smallest budget" in rows[2]["note"] and rows[3]["tokens_per_second"] > 0
+
+
+def test_tokens_that_come_several_at_once():
+    """As self-speculation will: here each pass yields one."""
+    s = offload_measure.Settings(TINY, "plain", CPU, seconds=0.01, most_steps=4, row_seconds=60)
+    resident = filled(TINY, "plain", CPU)
+    reference = offload_measure.measure(s, offload_measure.Figures("resident", "yes"), resident, None, 0)
+
+    def generate(model, ids, n):
+        with torch.no_grad():
+            runner = Runner(model, TINY, CPU, ids.shape[1] + n)
+            said = [runner(ids)[:, -1:].argmax(-1)]
+            while len(said) < n:
+                said.append(runner(said[-1])[:, -1:].argmax(-1))
+        return torch.cat(said, 1), n
+
+    streamed = offload_tpde.Streamed(s, "int4", offload_peers.HostWeights(s, resident), reference)
+    row = streamed.generated("base", "one by one", generate)
+    assert row.tokens_per_pass == 1 and row.tokens_per_second > 0 and row.host_seconds > 0
+    with pytest.raises(tpde.InternalError, match="expected the tokens"):
+        streamed.generated("base", "wrongly", lambda model, ids, n: (generate(model, ids, n)[0] + 1, n))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

@@ -154,13 +154,18 @@ def measure(
     def step() -> None:
         said.append(runner(said[-1])[:, -1:].argmax(-1))
 
-    began = time.perf_counter()
-    for _ in range(2):  # learns the order of layers; then shows how long a step takes
+    took = host = 0.0
+    for _ in range(4):  # the first one learns the order of layers
         done(s.device)
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.thread_time()
         step()
+        host = time.thread_time() - busy
         done(s.device)
-    steps = max(2, min(most, int(s.seconds / max(time.perf_counter() - began, 1e-6))))
+        took = time.perf_counter() - began
+        if took > 1:  # slow peers know no order, and their time is dear
+            break
+    row.host_seconds = host
+    steps = max(2, min(most, int(s.seconds / max(took, 1e-6))))
     marks = Marks(s.device)
     marks.mark()
     for _ in range(steps):
@@ -170,14 +175,7 @@ def measure(
     row.seconds, row.steps = statistics.median(times), steps
     row.spread = (max(times) - min(times)) / row.seconds
 
-    host = []
-    for _ in range(2):
-        done(s.device)
-        start = time.thread_time()
-        step()
-        host.append(time.thread_time() - start)
     done(s.device)
-    row.host_seconds = min(host)
     if s.cuda:
         row.peak_bytes = torch.cuda.max_memory_allocated(s.device) - before
     if traced is not None:
@@ -191,6 +189,35 @@ def measure(
             off = (kept.float() - reference.logits.float()).abs().max()
             row.note = "; ".join(filter(None, (row.note, f"logits are off by up to {off:.3g}")))
     return Reference(ids, kept, tokens)
+
+
+@torch.no_grad()
+def measure_generation(
+    s: Settings, row: Figures, generate: Callable[[Tensor, int], tuple[Tensor, int]], reference: Reference, before: int
+) -> None:
+    """Fills in a row of what makes several tokens a pass, as speculation does.
+
+    generate: returns the tokens [1, n] that follow a prompt [1, length], and the passes of the verifying model that
+        they took. They are compared with what the resident model says.
+    """
+    count = min(len(reference.tokens), s.most_steps * 4)
+    if s.cuda:
+        torch.cuda.synchronize(s.device)
+        torch.cuda.reset_peak_memory_stats(s.device)
+    generate(reference.ids, min(count, 4))
+    marks, busy = Marks(s.device), time.thread_time()
+    marks.mark()
+    tokens, passes = generate(reference.ids, count)
+    marks.mark()
+    busy = time.thread_time() - busy
+    said = tokens.flatten().tolist()
+    if said != reference.tokens[:count]:
+        raise tpde.InternalError(f"{row.what}: expected the tokens {reference.tokens[:count]}, got {said}")
+    row.seconds, row.steps = sum(marks.intervals()) / passes, passes
+    row.tokens_per_pass, row.host_seconds = count / passes, busy / passes
+    row.note = "; ".join(filter(None, (row.note, f"{row.tokens_per_pass:.2f} tokens a pass, prompt included")))
+    if s.cuda:
+        row.peak_bytes = torch.cuda.max_memory_allocated(s.device) - before
 
 
 def same_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -46,6 +46,13 @@ class HostWeights:
             self.arena.seal(True, self.s.device)
 
 
+def place_others(inner: nn.Module, device: torch.device) -> None:
+    """Moves all of a model but its blocks."""
+    for name, child in inner.named_children():
+        if name != "layers":
+            child.to(device)
+
+
 def on(stream: torch.cuda.Stream | None) -> contextlib.AbstractContextManager[Any]:
     """torch.cuda.stream, which wants a driver for None, too."""
     return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
@@ -98,8 +105,7 @@ def group_offload(s: Settings, weights: HostWeights) -> Iterator[nn.Module]:
     weights.pin()
     model: Any = weights.model()
     blocks = [*model.model.layers, model.lm_head]
-    for name in ("embed_tokens", "norm"):
-        model.model.get_submodule(name).to(s.device)
+    place_others(model.model, s.device)
     stream = torch.cuda.Stream(s.device) if s.cuda else None
     homes = [[(p, p.data) for p in block.parameters()] for block in blocks]
 
@@ -135,8 +141,7 @@ class PinnedStream:
         weights.pin()
         self.model: Any = weights.model()
         self._cuda, self._arena = s.cuda, weights.arena.tensor
-        self.model.model.embed_tokens.to(s.device)
-        self.model.model.norm.to(s.device)
+        place_others(self.model.model, s.device)
         names = {id(p): name for name, p in self.model.named_parameters()}
         self._blocks = []
         for block in (*self.model.model.layers, self.model.lm_head):

@@ -23,7 +23,7 @@ class Point:
 
 
 def svg(title: str, points: Sequence[Point]) -> str:
-    """Returns a picture; both tokens a second and the space that their labels need are logarithmic."""
+    """Returns a picture; tokens a second are on a logarithmic scale."""
     most = max(p.gib for p in points) * 1.12
     low = math.floor(math.log10(min(p.tokens for p in points)) * 2) / 2
     high = math.ceil(math.log10(max(p.tokens for p in points)) * 2) / 2
@@ -67,16 +67,18 @@ def svg(title: str, points: Sequence[Point]) -> str:
             lines.append(f'<circle cx="{x(p.gib):.1f}" cy="{y(p.tokens):.1f}" r="4" fill="{colour}"/>')
     placed: list[tuple[float, float, float]] = []
     for p in sorted(points, key=lambda p: (p.line != "", p.gib)):
-        text = f"{p.label} {p.tokens:.3g}"
-        width = 6.2 * len(text)
-        at = x(p.gib) + 8
-        left = at + width > _WIDTH - 4
-        begin = x(p.gib) - 8 - width if left else at
-        height = y(p.tokens) + 4
+        # Above and left of a line, which rises; right of other points, or left where the picture ends.
+        text = f"{p.label}: {p.tokens:.3g}"
+        width = 6.4 * len(text)
+        left = bool(p.line) or x(p.gib) + 8 + width > _WIDTH - 4
+        begin = x(p.gib) - 8 - width if left else x(p.gib) + 8
+        height = y(p.tokens) + (-5 if p.line else 4)
         while any(abs(height - h) < 13 and begin < e and b < begin + width for b, e, h in placed):
-            height += 13
+            height += -13 if p.line else 13
         placed.append((begin, begin + width, height))
-        lines.append(_text(x(p.gib) - 8 if left else at, height, text, "end" if left else "start"))
+        at, anchor = (x(p.gib) - 8, "end") if left else (x(p.gib) + 8, "start")
+        lines.append(_text(at, height, text, anchor, 'stroke="white" stroke-width="3"'))
+        lines.append(_text(at, height, text, anchor))
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 

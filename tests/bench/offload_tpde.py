@@ -13,7 +13,17 @@ from typing import Any
 
 import torch
 from llama_shape import Runner, empty_model, logits_layer_by_layer, matrix, prompt, put
-from offload_measure import PROMPT, Figures, Reference, Settings, allocated, done, measure, require_logits
+from offload_measure import (
+    PROMPT,
+    Figures,
+    Reference,
+    Settings,
+    allocated,
+    done,
+    measure,
+    measure_generation,
+    require_logits,
+)
 from offload_peers import HostWeights
 from torch import Tensor, nn
 from trained_model import DRAFTS, tokens_per_pass
@@ -27,7 +37,7 @@ CODEC = "prefix"
 _GROUP = 64
 _LARGE = 256 << 20
 """Bytes of a weight that is packed on all cores by itself; of others each core packs one."""
-_WAITING = 20 << 30
+_WAITING = 16 << 30
 """Bytes of weights and bases in host memory that wait to be packed, at most."""
 
 Weight = Callable[[str], Tensor]
@@ -202,9 +212,7 @@ class Streamed:
         plan = runtime.set_vram(bytes_, reserve=reserve)
         planning_peak = torch.cuda.max_memory_allocated(s.device) - self.before if s.cuda else None
         done(s.device)
-        names = {"base": "base alone resident", "compressed": "all resident, compressed", "all": "all resident"}
-        label = names.get(budget, f"{budget} GiB")
-        row = Figures(f"tpde, base {self.base}: {label}", "yes", budget_bytes=runtime.vram, ratio=self.packing.ratio)
+        row = self._figures(budget)
         row.setup_seconds = self.setup_seconds + time.perf_counter() - began
         print(f"\n{row.what}\n" + "\n".join(runtime.report().splitlines()[-6:]), flush=True)
         measure(s, row, self.model, self.reference, self.before, traced=lambda step: traced(row, runtime, step))
@@ -215,6 +223,22 @@ class Streamed:
         if row.peak_bytes is not None and row.peak_bytes > runtime.vram:
             row.note = f"over its budget by {(row.peak_bytes - runtime.vram) / 2**20:.0f} MiB"
         return row
+
+    def generated(
+        self, budget: str, what: str, generate: Callable[[nn.Module, Tensor, int], tuple[Tensor, int]]
+    ) -> Figures:
+        """A row of what makes several tokens a pass. generate: as for `measure_generation`, of the streamed model."""
+        bytes_, reserve = self._budget(budget)
+        self.runtime.set_vram(bytes_, reserve=reserve)
+        row = self._figures(budget, f", {what}")
+        measure_generation(self.s, row, lambda ids, n: generate(self.model, ids, n), self.reference, self.before)
+        self.runtime.synchronize()
+        return row
+
+    def _figures(self, budget: str, more: str = "") -> Figures:
+        names = {"base": "base alone resident", "compressed": "all resident, compressed", "all": "all resident"}
+        what = f"tpde, base {self.base}: {names.get(budget, f'{budget} GiB')}{more}"
+        return Figures(what, "yes", budget_bytes=self.runtime.vram, ratio=self.packing.ratio)
 
     def _budget(self, budget: str) -> tuple[int, int | None]:
         if budget == "base":
