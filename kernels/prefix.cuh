@@ -427,7 +427,8 @@ TPDE_FN bool decode_lane(const Block<Word>& b, u32 lane, const Decoding& d, cons
   // What the lane has of a last one.
   const u32 rest = b.words - rows * row, tail = rest > lane * own ? min_u32(rest - lane * own, own) : 0;
   u32 first = lane * own;
-#pragma unroll 1
+  // Unrolled so that no row in the queue is moved, which would be to wait for it.
+#pragma unroll Shape<Word>::kAhead
   for (u32 i = 0; i < rows; i++, first += row) {
     Row<Word> now = queue[0];
 #pragma unroll

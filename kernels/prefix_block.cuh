@@ -52,10 +52,10 @@ struct Shape {
   // Rows that are loaded ahead of the one that is decoded: what hides the
   // latency of memory where a tensor has few chunks, for 4 to 28 registers a row.
 #ifdef QUANT
-  static const u32 kAhead = 1;
+  static const u32 kAhead = 2;
   static const u32 kFetch = 4;  // rows ahead of which codes are brought to the L2 cache
 #else
-  static const u32 kAhead = sizeof(Word) <= 2 ? 2 : 1;
+  static const u32 kAhead = sizeof(Word) == 1 ? 2 : sizeof(Word) == 2 ? 3 : sizeof(Word) == 4 ? 2 : 1;
 #endif
 };
 
