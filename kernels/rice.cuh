@@ -83,7 +83,6 @@ TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& t
       stage_tile(s, b, first, t, ahead[t], copy);
       load_tile(b, first + Shape<Word>::kTileWords, t, ahead[t]);
     }
-    barrier();
     count_tile(s, steps);
     barrier();
     EACH_WARP(w, kWarps) {
@@ -152,7 +151,7 @@ TPDE_FN void prefetch(const u32* p) {
 template <typename Word>
 TPDE_FN bool decode_chunk(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data, u32 data_words,
                           u32 deltas) {
-  Private<Ahead<Word>, kThreads> ahead;
+  Private<Ahead<Word>, kThreads> ahead = {};
   EACH_THREAD(t, kThreads) {
     if (t * kLineWords < data_words) prefetch(data + t * kLineWords);
     load_tile(b, 0, t, ahead[t]);

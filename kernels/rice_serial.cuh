@@ -147,7 +147,6 @@ TPDE_SLOW void serial_pass(Shared<Word>& s, const Block<Word> b, const Tables& t
       load_tile(b, first, t, a);
       stage_tile(s, b, first, t, a, write && !b.in_place());
     }
-    barrier();
     count_tile(s, steps);
     barrier();
     EACH_WARP(w, kWarps) {

@@ -24,17 +24,20 @@ TPDE_FN bool is_whole(const Block<Word>& b, u32 first) {
   return b.aligned && b.words >= Shape<Word>::kTileWords && first <= b.words - Shape<Word>::kTileWords;
 }
 
-// Loads thread t's groups of the tile at word `first`, if it is a whole one. A
-// quantised base is not loaded ahead.
+// The first group of a tile that thread t loads; the others follow, 32 apart. A
+// warp loads what it counts, so that it waits for no other.
+template <typename Word>
+TPDE_FN u32 first_group(u32 t) { return t / 32 * (32 * Shape<Word>::kStretch) + t % 32; }
+
+// Loads thread t's groups of the tile at word `first`, if it is a whole one; they
+// have been zeros, and stay so without a base. A quantised base is not loaded ahead.
 template <typename Word>
 TPDE_FN void load_tile(const Block<Word>& b, u32 first, u32 t, Ahead<Word>& a) {
 #ifndef QUANT
-  if (!is_whole(b, first)) return;
+  if (!is_whole(b, first) || !b.base) return;
+  const Word* from = b.base + (first + first_group<Word>(t) * Shape<Word>::kPer);
 #pragma unroll
-  for (u32 j = 0; j < Shape<Word>::kStretch; j++) {
-    const u32 word = first + (t + j * kThreads) * Shape<Word>::kPer;
-    a.g[j] = b.base ? load_whole(b.base + word) : Group{{0, 0, 0, 0}};
-  }
+  for (u32 j = 0; j < Shape<Word>::kStretch; j++) a.g[j] = load_whole(from + j * 32 * Shape<Word>::kPer);
 #endif
 }
 
@@ -42,28 +45,30 @@ TPDE_FN void load_tile(const Block<Word>& b, u32 first, u32 t, Ahead<Word>& a) {
 // other tiles are loaded here, one by one, with zeros behind the last.
 template <typename Word>
 TPDE_FN void stage_tile(Shared<Word>& s, const Block<Word>& b, u32 first, u32 t, const Ahead<Word>& a, bool copy) {
-  const u32 per = Shape<Word>::kPer;
+  const u32 per = Shape<Word>::kPer, group = first_group<Word>(t);
   if (is_whole(b, first)) {
+    Word* to = b.dst + (first + group * per);
 #ifdef QUANT
 #pragma unroll 1
 #else
 #pragma unroll
 #endif
     for (u32 j = 0; j < Shape<Word>::kStretch; j++) {
-      const u32 i = t + j * kThreads;
+      const u32 i = group + j * 32;
 #ifdef QUANT
       const Group g = dequant(*b.quantised, b.first + first + i * per, per);
 #else
       const Group g = a.g[j];
 #endif
       store_shared(&s.tile[swizzle<Word>(i)], g);
-      if (copy) store_whole(b.dst + first + i * per, g);
+      if (copy) store_whole(to + j * 32 * per, g);
     }
     return;
   }
   Word* tile = reinterpret_cast<Word*>(s.tile);
 #pragma unroll 1
-  for (u32 i = t; i < Shape<Word>::kTileWords; i += kThreads) {
+  for (u32 n = 0; n < Shape<Word>::kStretch * per; n++) {
+    const u32 i = t / 32 * (32 * Shape<Word>::kStretch * per) + n * 32 + t % 32;
     const bool inside = i < b.words - first;
     const Word w = inside ? base_word(b, first + i) : (Word)0;
     tile[swizzle<Word>(i / per) * per + i % per] = w;
@@ -178,12 +183,13 @@ TPDE_FN void store_counts(Shared<Word>& s, u32 t, const Stretch<Word>& sum, Coun
   store_shared(s.total[t / Shape<Word>::kSegmentThreads], all);
 }
 
-// Counts the words of a tile. It holds no barriers; the tile is staged before,
-// and the counts are read after one.
+// Counts the words of a tile. It holds no barriers; each warp has staged its part
+// of the tile, and the counts are read after one.
 template <typename Word, bool Near>
 TPDE_FN void count_tile(Shared<Word>& s, const Steps<Word, Near>& steps) {
   Private<Stretch<Word>, kThreads> sum;
   Private<Counts, kThreads> before;
+  sync_warp();
   EACH_THREAD(t, kThreads) {
     count_stretch(s, steps, t, sum[t]);
     before[t] = sum[t].all;
@@ -272,29 +278,30 @@ struct Place {
 template <typename Word, bool Near>
 TPDE_FN Place<Word> locate(const Shared<Word>& s, const Steps<Word, Near>& steps, u32 c, u32 n) {
   typedef Shape<Word> Sh;
-  u32 segment = 0;
+  const u16* segment = s.segment[c];
 #pragma unroll
   for (u32 d = Sh::kSegments / 2; d > 0; d /= 2) {
-    if (s.segment[c][segment + d] <= n) segment += d;
+    if (segment[d] <= n) segment += d;
   }
-  n -= s.segment[c][segment];
-  const u8* before = reinterpret_cast<const u8*>(s.before) + byte_of(c);
-  u32 group = segment * Sh::kSegmentGroups;
+  n -= *segment;
+  u32 group = (u32)(segment - s.segment[c]) * Sh::kSegmentGroups;
+  const u8* const start = reinterpret_cast<const u8*>(s.before) + byte_of(c);
+  const u8* before = start + group * sizeof(Counts);
 #pragma unroll
   for (u32 d = Sh::kSegmentGroups / 2; d > 0; d /= 2) {
-    if (before[(group + d) * sizeof(Counts)] <= n) group += d;
+    if (before[d * sizeof(Counts)] <= n) before += d * sizeof(Counts);
   }
-  n -= before[group * sizeof(Counts)];
+  n -= *before;
+  group = (u32)(before - start) / (u32)sizeof(Counts);
   const Group* slot = s.tile + swizzle<Word>(group);
   const Group g = load_whole(slot);
   const u32 bit = 1u << 4 * c;
-  u32 word = 0;
+  int left = (int)n;  // negative once the word has been passed
+  u32 word = Sh::kPer;
 #pragma unroll
   for (u32 j = 0; j < Sh::kPer; j++) {
-    if (steps.step(g, j) & bit) {
-      if (n == 0) word = j;
-      n--;
-    }
+    if (steps.step(g, j) & bit) left--;
+    word += (u32)(left >> 31);
   }
   return Place<Word>{group * Sh::kPer + word, reinterpret_cast<const Word*>(slot)[word]};
 }
