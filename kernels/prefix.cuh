@@ -363,8 +363,8 @@ TPDE_FN void put_exceptions(const Block<Word>& b, u32 first, u32 count, Group* o
 }
 
 // Decodes and stores what a lane owns of a row, `count` words from `first` on.
-// Aligned: base, target and planes are.
-template <typename Word, bool Keyed, bool Pair, bool Aligned, bool Part, typename Memory>
+// Part: they may be less than all, and not aligned.
+template <typename Word, bool Keyed, bool Pair, bool Part, typename Memory>
 TPDE_FN void decode_row(const Block<Word>& b, const Row<Word>& row, Bits<Memory>& bits, const Decoding& d, u32 first,
                         u32 count) {
   const u32 per = 16 / sizeof(Word);
@@ -388,7 +388,7 @@ TPDE_FN void decode_row(const Block<Word>& b, const Row<Word>& row, Bits<Memory>
 #pragma unroll
   for (u32 v = 0; v < Shape<Word>::kVectors; v++) {
     Word* to = b.dst + first + v * per;
-    if (Part ? b.aligned && count >= (v + 1) * per : Aligned || b.aligned) {
+    if (!Part || (b.aligned && count >= (v + 1) * per)) {
       store_whole(to, out[v]);
     } else if (count > v * per) {
       store_words<Word>(to, min_u32(count - v * per, per), out[v]);
@@ -396,65 +396,75 @@ TPDE_FN void decode_row(const Block<Word>& b, const Row<Word>& row, Bits<Memory>
   }
 }
 
-// The rows that a lane loads before it decodes the first: before it knows
+// The first rows of a block with aligned rows, which a lane loads before it knows
 // where its bit string is.
 template <typename Word>
 TPDE_FN void load_first(const Block<Word>& b, u32 lane, Row<Word>* queue) {
-  const u32 own = Shape<Word>::kWords;
+  const u32 own = Shape<Word>::kWords, rows = b.words / Shape<Word>::kRow;
+  if (!is_aligned(b) || rows == 0) return;
 #pragma unroll
   for (u32 i = 0; i < Shape<Word>::kAhead; i++) {
-    const u32 first = i * Shape<Word>::kRow + lane * own;
-    if (first < b.words) load_row<false>(b, first, min_u32(b.words - first, own), queue[i]);
+    load_row<true>(b, min_u32(i, rows - 1) * Shape<Word>::kRow + lane * own, own, queue[i]);
   }
 #ifdef QUANT
-  for (u32 i = 1; i < Shape<Word>::kFetch; i++) {
-    const u32 first = i * Shape<Word>::kRow + lane * own;
-    if (b.regular && first < b.words) quant::prefetch_codes(b.run, first);
+  for (u32 i = Shape<Word>::kAhead; i < Shape<Word>::kFetch; i++) {
+    quant::prefetch_codes(b.run, min_u32(i, rows - 1) * Shape<Word>::kRow + lane * own);
   }
 #endif
+}
+
+// Decodes and stores what a lane owns of a row that may not be whole.
+template <typename Word, bool Keyed, bool Pair, typename Memory>
+TPDE_FN void decode_part(const Block<Word>& b, Bits<Memory>& bits, const Decoding& d, u32 first, u32 count) {
+  Row<Word> row;
+  load_row<false>(b, first, count, row);
+#ifdef QUANT
+  dequant_row<false>(b, first, count, row);
+#endif
+  decode_row<Word, Keyed, Pair, true>(b, row, bits, d, first, count);
 }
 
 // Decodes the bit string of a lane, which is bits `start` to `end` - 1 of
 // `count` words at `words`, which are in that memory, and writes the lane's
-// target words. Returns false if it ends elsewhere. `queue` is what load_first
-// filled; the tables are in shared memory.
-template <typename Word, bool Keyed, bool Pair, bool Aligned, typename Memory>
+// target words. Returns false if it ends elsewhere. Near: rows are aligned, and
+// `queue` is what load_first filled. The tables are in shared memory.
+template <typename Word, bool Keyed, bool Pair, bool Near, typename Memory>
 TPDE_FN bool decode_lane(const Block<Word>& b, u32 lane, const Decoding& d, const u32* words, u32 count, u32 start,
                          u32 end, Row<Word>* queue) {
   const u32 own = Shape<Word>::kWords, row = Shape<Word>::kRow, ahead = Shape<Word>::kAhead;
   Bits<Memory> bits(words, count, start);
-  const u32 rows = b.words / row;  // whole ones
-  // What the lane has of a last one.
-  const u32 rest = b.words - rows * row, tail = rest > lane * own ? min_u32(rest - lane * own, own) : 0;
   u32 first = lane * own;
-  // Unrolled so that no row in the queue is moved, which would be to wait for it.
-#pragma unroll Shape<Word>::kAhead
-  for (u32 i = 0; i < rows; i++, first += row) {
-    Row<Word> now = queue[0];
+  if (Near) {
+    // A place of the queue is loaded again once its row is decoded; to move rows
+    // down a queue would be to wait for them. Behind the last one it is loaded
+    // once more.
+    const u32 rows = b.words / row, last = (rows - 1) * row + lane * own;
+    for (u32 i = 0; i < rows;) {
 #pragma unroll
-    for (u32 k = 1; k < ahead; k++) queue[k - 1] = queue[k];
+      for (u32 k = 0; k < ahead; k++) {
+        if (i == rows) break;
 #ifdef QUANT
-    if (Aligned && i + Shape<Word>::kFetch < rows) quant::prefetch_codes(b.run, first + Shape<Word>::kFetch * row);
+        quant::prefetch_codes(b.run, min_u32(first + Shape<Word>::kFetch * row, last));
+        dequant_row<true>(b, first, own, queue[k]);
 #endif
-    if (i + ahead < rows) {
-      load_row<Aligned>(b, first + ahead * row, own, queue[ahead - 1]);
-    } else if (i + ahead == rows && tail > 0) {
-      load_row<false>(b, first + ahead * row, tail, queue[ahead - 1]);
+        decode_row<Word, Keyed, Pair, false>(b, queue[k], bits, d, first, own);
+        load_row<true>(b, min_u32(first + ahead * row, last), own, queue[k]);
+        i++;
+        first += row;
+      }
     }
-#ifdef QUANT
-    dequant_row<Aligned>(b, first, own, now);
-#endif
-    decode_row<Word, Keyed, Pair, Aligned, false>(b, now, bits, d, first, own);
+    if (first < b.words) decode_part<Word, Keyed, Pair>(b, bits, d, first, min_u32(b.words - first, own));
+  } else {
+#pragma unroll 1
+    for (; first < b.words; first += row) {
+      decode_part<Word, Keyed, Pair>(b, bits, d, first, min_u32(b.words - first, own));
+    }
   }
-#ifdef QUANT
-  if (tail > 0) dequant_row<false>(b, first, tail, queue[0]);
-#endif
-  if (tail > 0) decode_row<Word, Keyed, Pair, Aligned, true>(b, queue[0], bits, d, first, tail);
   return bits.read(start, end - start);
 }
 
-// The same, by what the tables are like. Near: base, target and planes are
-// aligned, and the words are in shared memory; else they are in global memory. Every loop
+// The same, by what the tables are like. Near: rows are aligned, and the words are
+// in shared memory; else they are in global memory. Every loop
 // decodes any tables if it is keyed and not of pairs: there is no other for
 // blocks that are not near, and with the add residual and quantised bases, whose
 // arithmetic takes long to compile.
