@@ -1,6 +1,8 @@
 """Running a model that does not fit: its linear layers are streamed through a GPU's memory, bit for bit.
 
-    runtime = tpde.offload(model, base="int4", vram="6GiB")
+    model = tpde.load("compressed", vram="6GiB")                 # what `tpde compress` wrote, as a transformers model
+    runtime = tpde.runtime.of(model)
+    runtime = tpde.offload(model, base="int4", vram="6GiB")      # or a model that is there
     print(runtime.report())
     model(inputs)                       # an ordinary forward pass
     print(runtime.measured())
@@ -15,6 +17,7 @@ so that adapters on top can be trained. On device="cpu" the same runs without st
 from __future__ import annotations
 
 import functools
+import os
 import re
 import warnings
 import weakref
@@ -24,14 +27,15 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from tpde import _options, _stream_pack, _tensors, quant
+from tpde import _hf, _load, _options, _stream_pack, _tensors, quant
 from tpde._residency import BudgetError, Plan, Rates, aligned, amount, smallest_budget
+from tpde._sources import PathLike
 from tpde._status import ArgumentError, HandleError, UnsupportedError
 from tpde._stream_engine import Engine, Measured
 from tpde._stream_memory import AnyBase
 from tpde._stream_pack import Builder, PackedLayer
 
-__all__ = ["BudgetError", "Measured", "PackedLayer", "Plan", "Rates", "Runtime", "load_into", "of", "offload"]
+__all__ = ["BudgetError", "Measured", "PackedLayer", "Plan", "Rates", "Runtime", "load", "load_into", "of", "offload"]
 
 _RESERVE = 512 << 20  # at most, unless the caller says what
 _ATTRIBUTE = "_tpde_runtime"
@@ -165,38 +169,90 @@ class _PassHook:
 @_outside
 def load_into(
     module: nn.Module,
-    layers: Iterable[PackedLayer | tuple[Any, ...]],
+    layers: PathLike | Iterable[PackedLayer | tuple[Any, ...]],
     vram: int | str | None = None,
     *,
     device: torch.device | str | None = None,
     reserve: int | str | None = None,
     embeddings: bool = True,
-    verify: bool = True,
+    verify: bool | None = None,
     pin: bool | None = None,
     rates: Rates | None = None,
 ) -> Runtime:
     """Replaces the weights of linear layers by packed ones, which are streamed.
 
     module: any model; its linear layers may be on the meta device. Those that are not in layers stay as they are, on
-        the device, like everything else. (What is on the meta device stays there; load it afterwards.)
-    layers: `PackedLayer`s, or tuples like them, in any order; taken one by one, so that a generator need hold only one.
+        the device, like everything else.
+    layers: the folder of a compressed model (`tpde.compress`): all parameters and buffers that it has are loaded from
+        there, by their names; linear layers and embeddings as they are stored, without packing anything again.
+        Or `PackedLayer`s, or tuples like them, in any order; taken one by one, so that a generator need hold only one.
+        (What is on the meta device and not among them stays there; load it afterwards.)
     vram, reserve: see `Runtime.set_vram`.
     device: None: the current CUDA device, the CPU without one.
     embeddings: keep embeddings in host memory, and copy the rows that are looked up.
-    verify: compare the digests of bases and weights, which rebuilds each weight on the CPU once.
+    verify: compare the digests of bases and weights, which rebuilds each weight on the CPU once. None: those of layers
+        that are given, not those of a folder, for which there is `tpde verify`.
     pin: page-lock the arena; True raises UnsupportedError where that fails, None warns, False does not try.
     rates: for predictions; None measures a copy and a launch.
 
     Raises BudgetError, after which the model is streamed and waits for a `set_vram` that works (`of(module)`);
-    ArgumentError, NotFoundError, BaseMismatchError, ChecksumError, UnsupportedError, after which it is as it was.
+    ArgumentError, NotFoundError (also for what has no data and is not in the folder), BaseMismatchError, ChecksumError,
+    CorruptError, UnsupportedError, after which it is as it was.
     """
     _checked(vram, reserve)
+    if isinstance(layers, (str, os.PathLike)):
+        with _load.opened(layers) as model:
+            builder = Builder(module, _device(device), embeddings)
+            return _loaded(builder, _load.Matched(module, model), bool(verify), vram, reserve, pin, rates)
     builder = Builder(module, _device(device), embeddings)
     for layer in layers:
-        builder.add(PackedLayer(*layer), verify)
+        builder.add(PackedLayer(*layer), verify is not False)
     for group in builder.groups.values():
         builder.add_embeddings(group)
     return _started(module, builder.finish(pin), vram, reserve, rates)
+
+
+@_outside
+def load(
+    folder: PathLike,
+    vram: int | str | None = None,
+    *,
+    device: torch.device | str | None = None,
+    reserve: int | str | None = None,
+    embeddings: bool = True,
+    verify: bool = False,
+    pin: bool | None = None,
+    rates: Rates | None = None,
+    model_class: Any = None,
+) -> Any:
+    """Returns a compressed model as an ordinary model of transformers, in eval mode, whose linear layers are streamed.
+
+    folder: what `tpde compress` or `tpde.compress` wrote of a folder in the layout of transformers. Weights keep the
+        dtype that they have there, bit for bit. Residuals are read straight into pinned host memory.
+    model_class: the model's class; None: the one that config.json names, of transformers itself.
+    The others: see `load_into`; `tpde.runtime.of(model)` is its runtime, with plan, figures and `set_vram`.
+
+    Raises UnsupportedError where transformers, or the class, is missing; otherwise as `load_into`.
+    """
+    _checked(vram, reserve)
+    where = _device(device)
+    _hf.require_transformers()
+    with _load.opened(folder) as packed:
+        model = _hf.skeleton(packed.folder, packed.dtype(), model_class)
+        ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+        matched = _load.Matched(model, packed, model.base_model_prefix, ignored)
+        _loaded(Builder(model, where, embeddings), matched, verify, vram, reserve, pin, rates)
+    return model
+
+
+def _loaded(
+    builder: Builder, matched: _load.Matched, verify: bool, vram: int | str | None, reserve: int | str | None,
+    pin: bool | None, rates: Rates | None,
+) -> Runtime:  # fmt: skip
+    place = _load.fill(builder, matched, verify)
+    engine = builder.finish(pin)
+    place()
+    return _started(builder.module, engine, vram, reserve, rates)
 
 
 @_outside
