@@ -12,6 +12,7 @@ from gpu_support import NEEDS_GPU
 from support import assert_same_bits
 from test_load import IDS, LLAMA, MODELS, bitsandbytes, packed, without_data
 from tiny_models import Llama, made, tokens
+from tpde._forecast import forecast
 from tpde._residency import Residency, smallest_budget
 
 pytestmark = NEEDS_GPU
@@ -98,3 +99,29 @@ def test_transformers(tmp_path):
         assert_same_bits(loaded(input_ids=ids).logits.cpu(), model(input_ids=ids).logits.cpu())
     options = {"max_new_tokens": 6, "do_sample": False}
     assert loaded.generate(ids, **options).tolist() == model.generate(ids, **options).tolist()
+
+
+def test_the_plan_is_measured_and_what_is_loaded_keeps_it(tmp_path):
+    out = packed(made(Llama, **LARGE), tmp_path)
+    free = forecast(out)
+    assert free.gpu is not None and free.gpu["memory_free"] in (None, free.vram)
+    assert free.plan.count(Residency.WHOLE) == len(free.plan.layers)
+    vram = free.smallest + (8 << 20)
+    made_before = forecast(out, vram, reserve=0)
+    assert made_before.rates_from.startswith("measured on") and made_before.plan.limit in ("copy", "decode")
+    assert 2 < made_before.plan.rates.copy < 500 and made_before.plan.rates.decode > 10
+    print(f"\n{made_before}")
+    other = without_data(Llama, LARGE)
+    runtime = tpde.load_into(other, out, vram, reserve=0)
+    ids = tokens(1, 1, 4096).cuda()
+    with torch.no_grad():
+        for _ in range(3):
+            other(ids)
+    print(runtime.report())
+    # What the allocator really takes is known by now: more may be resident, never less.
+    assert runtime.plan.streamed_bytes <= made_before.plan.streamed_bytes
+    assert sorted((n.name, n.residual_bytes) for n in runtime.plan.layers) == sorted(
+        (n.name, n.residual_bytes) for n in made_before.plan.layers
+    )
+    measured = runtime.measured()
+    assert measured.seconds is not None and measured.seconds >= 0.5 * made_before.plan.copy_seconds

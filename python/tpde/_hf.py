@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tpde._load import Matched, PackedModel
 from tpde._status import ArgumentError, NotFoundError, UnsupportedError
 
 _patching = threading.RLock()
@@ -72,6 +73,12 @@ def skeleton(folder: str, dtype: torch.dtype, model_class: Any = None) -> Any:
     if model.can_generate() and os.path.isfile(os.path.join(folder, "generation_config.json")):
         model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
     return model.eval()
+
+
+def matched(module: Any, model: PackedModel) -> Matched:
+    """Returns which tensor of a compressed model each of a module of transformers is. Raises and warns as `Matched`."""
+    ignored = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
+    return Matched(module, model, getattr(module, "base_model_prefix", ""), ignored)
 
 
 @contextmanager

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from tpde import _compressed, _core, _memory, _parts, _sources
+from tpde import _compressed, _core, _memory, _parts, _sources, _tensors
 from tpde._arena import Reader
 from tpde._parts import Parts, Row
 from tpde._sources import PathLike
-from tpde._status import ArgumentError, NotFoundError
+from tpde._status import ArgumentError, NotFoundError, UnsupportedError
 from tpde._stream_memory import AnyBase
 from tpde._stream_pack import Builder, Group, PackedLayer
 
@@ -187,7 +187,7 @@ def fill(builder: Builder, matched: Matched, verify: bool) -> Callable[[], None]
             continue
         kept = bool(group.linears)
         if matched.is_streamed(group):
-            builder.add(PackedLayer(group.names[0], model.base(row), model.index(row), model.blob(row)), verify)
+            _add(builder, group.names[0], model, row, verify)
             kept = False
         if group.embeddings and model.rows[row].dtype == group.weight.dtype:
             builder.add_embeddings(group, model.rows_of(row))
@@ -210,6 +210,22 @@ def fill(builder: Builder, matched: Matched, verify: bool) -> Callable[[], None]
                     tensors[leaf] = tensor
 
     return place
+
+
+def _add(builder: Builder, name: str, model: PackedModel, row: str, verify: bool) -> None:
+    base, index = model.base(row), model.index(row)
+    try:
+        builder.add(PackedLayer(name, base, index, model.blob(row)), verify)
+    except UnsupportedError:
+        # The device does not decode what was best for this one, an unusual weight. It is packed again, in memory.
+        if _tensors.read_index(index).codec != "zstd":
+            raise
+        weight = model.read(row)
+        try:
+            packed = _tensors.encode(base, weight, codec="prefix")
+        except UnsupportedError:
+            packed = _tensors.encode(base, weight, codec="elias")
+        builder.add(PackedLayer(name, base, *packed), verify=False)
 
 
 def _aliases(name: str, prefix: str) -> Iterator[str]:

@@ -27,7 +27,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from tpde import _hf, _load, _options, _stream_pack, _tensors, quant
+from tpde import _budget, _forecast, _hf, _load, _options, _stream_pack, _tensors, quant
 from tpde._residency import BudgetError, Plan, Rates, aligned, amount, smallest_budget
 from tpde._sources import PathLike
 from tpde._status import ArgumentError, HandleError, UnsupportedError
@@ -37,7 +37,6 @@ from tpde._stream_pack import Builder, PackedLayer
 
 __all__ = ["BudgetError", "Measured", "PackedLayer", "Plan", "Rates", "Runtime", "load", "load_into", "of", "offload"]
 
-_RESERVE = 512 << 20  # at most, unless the caller says what
 _ATTRIBUTE = "_tpde_runtime"
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -84,15 +83,15 @@ class Runtime:
         Returns the plan. Raises BudgetError, which names the smallest budget that works, and changes nothing then.
         """
         engine, module = self._alive()
-        kept = _kept(reserve)
+        kept = _budget.kept(reserve)
         engine.memory.survey()
         fixed = _stream_pack.fixed_bytes(module, engine.memory)
         budget = _everything(engine, fixed, kept) if vram is None else _options.size_in_bytes("vram", vram)
-        left = budget - _reserved(budget, kept)
+        left = budget - _budget.reserved(budget, kept)
         try:
             plan = engine.apply(left, fixed, self._rates)
         except BudgetError as error:
-            raise _in_total(error, budget, kept) from None
+            raise _budget.in_total(error, budget, kept) from None
         self.vram, self.reserve = budget, budget - left
         return plan
 
@@ -105,11 +104,16 @@ class Runtime:
         return plan
 
     def report(self) -> str:
-        """A table of all layers: resident or streamed, bytes and predicted time of a pass, and what limits it."""
+        """A table of all layers: resident or streamed, bytes and predicted time of a pass, and what limits it.
+
+        After a pass, what was measured stands beside what was predicted; for that it waits for the device.
+        """
         engine, _ = self._alive()
         lines = [self.plan.report(), f"beside it {amount(self.reserve)} are left for activations and caches"]
         host = f"host memory: {amount(engine.memory.arena.used)}"
         lines.append(f"{host}, page-locked" if engine.memory.arena.pinned else f"{host}, pageable")
+        if engine.schedule is not None and engine.schedule.counts.uses:
+            lines += ["", str(engine.measured())]
         return "\n".join(lines)
 
     def measured(self) -> Measured:
@@ -199,7 +203,7 @@ def load_into(
     ArgumentError, NotFoundError (also for what has no data and is not in the folder), BaseMismatchError, ChecksumError,
     CorruptError, UnsupportedError, after which it is as it was.
     """
-    _checked(vram, reserve)
+    _budget.check(vram, reserve)
     if isinstance(layers, (str, os.PathLike)):
         with _load.opened(layers) as model:
             builder = Builder(module, _device(device), embeddings)
@@ -232,15 +236,17 @@ def load(
     model_class: the model's class; None: the one that config.json names, of transformers itself.
     The others: see `load_into`; `tpde.runtime.of(model)` is its runtime, with plan, figures and `set_vram`.
 
-    Raises UnsupportedError where transformers, or the class, is missing; otherwise as `load_into`.
+    Raises UnsupportedError where transformers, or the class, is missing; BudgetError before anything is read (`tpde
+    plan` says what fits); otherwise as `load_into`.
     """
-    _checked(vram, reserve)
+    _budget.check(vram, reserve)
     where = _device(device)
     _hf.require_transformers()
     with _load.opened(folder) as packed:
         model = _hf.skeleton(packed.folder, packed.dtype(), model_class)
-        ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
-        matched = _load.Matched(model, packed, model.base_model_prefix, ignored)
+        matched = _hf.matched(model, packed)
+        if vram is not None:
+            _forecast.require_fits(packed, matched, model, embeddings, where.type == "cuda", vram, reserve)
         _loaded(Builder(model, where, embeddings), matched, verify, vram, reserve, pin, rates)
     return model
 
@@ -280,7 +286,7 @@ def offload(
     Raises BudgetError: before anything is packed, if not even the bases fit; afterwards see `load_into`. Whatever else
     fails while layers are packed leaves the model with all its weights.
     """
-    _checked(vram, reserve)
+    _budget.check(vram, reserve)
     bits = _bits(base)
     # auto may choose what the device does not decode; then the others follow, for this layer and the rest.
     codecs = ["auto", "prefix", "elias"] if codec == "auto" else [codec]
@@ -368,39 +374,12 @@ def _require_bases_fit(
 ) -> None:
     """Raises BudgetError where it is known without packing."""
     budget = _options.size_in_bytes("vram", vram)
-    kept = _kept(reserve)
+    kept = _budget.kept(reserve)
     weights = sum(aligned(group.weight.nbytes) for group in builder.groups.values())
     fixed = _stream_pack.fixed_bytes(module) - weights
     least = smallest_budget(_stream_pack.least_sizes(builder.groups, bits), fixed)
-    if budget - _reserved(budget, kept) < least:
-        raise _in_total(BudgetError(budget, least), budget, kept, " (nothing was packed yet; it may take more)")
-
-
-def _checked(vram: int | str | None, reserve: int | str | None) -> None:
-    """Raises ArgumentError for what is no size, before anything is done."""
-    if vram is not None:
-        _options.size_in_bytes("vram", vram)
-    _kept(reserve)
-
-
-def _kept(reserve: int | str | None) -> int | None:
-    return reserve if reserve in (None, 0) else _options.size_in_bytes("reserve", reserve)
-
-
-def _reserved(budget: int, reserve: int | None) -> int:
-    return min(_RESERVE, budget // 8) if reserve is None else reserve
-
-
-def _in_total(error: BudgetError, budget: int, reserve: int | None, what: str = "") -> BudgetError:
-    """Says of a budget with its reserve what the planner said of what is left."""
-    if reserve is None:
-        smallest = max(error.smallest * 8 // 7 - 8, 0)
-        while smallest - _reserved(smallest, None) < error.smallest:
-            smallest = smallest + 1 if smallest // 8 < _RESERVE else error.smallest + _RESERVE
-    else:
-        smallest = error.smallest + reserve
-    left_out = _reserved(budget, reserve)
-    return BudgetError(budget, smallest, f" beside {amount(left_out)} for activations{what}")
+    if budget - _budget.reserved(budget, kept) < least:
+        raise _budget.in_total(BudgetError(budget, least), budget, kept, " (nothing was packed yet; it may take more)")
 
 
 def _everything(engine: Engine, fixed: int, reserve: int | None) -> int:
@@ -411,4 +390,4 @@ def _everything(engine: Engine, fixed: int, reserve: int | None) -> int:
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return engine.memory.held_bytes() + fixed + torch.cuda.mem_get_info(device)[0] + cached
     least = fixed + sum(aligned(layer.weight_bytes) for layer in engine.memory.layers)
-    return least + (_RESERVE if reserve is None else reserve)
+    return _budget.with_reserve(least, reserve)
