@@ -5,7 +5,7 @@
 #
 #   FUZZTIME  time per fuzz target of `make fuzz`
 #   PYTEST    more arguments for pytest, e.g. PYTEST="-k fork -x"
-#   GPU_PYTHON, GPU_WHEELS, NVCOMP   see "GPU machines" below
+#   GPU_PYTHON, GPU_WHEELS, NVCOMP, OFFLOAD_WHEELS   see "GPU machines" below
 
 VENV     ?= .venv
 PYTHON   ?= python3
@@ -28,10 +28,10 @@ export CGO_CFLAGS := -O2 -g -Wno-deprecated-declarations
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build demo test test-go test-fuzz test-python lint bench fuzz wheel gpu-bundle bench-gpu clean
+.PHONY: help venv build demo test test-go test-fuzz test-python lint bench fuzz wheel gpu-bundle gpu-bundle-offload bench-gpu bench-offload clean
 
 help: ## Show what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # ---- environment and build ------------------------------------------------
 
@@ -109,12 +109,20 @@ wheel: $(VENV)/.installed ## Build the sdist, and the wheel from it, into dist/
 GPU_PYTHON ?= python3.12
 NVCOMP     ?= nvidia-libnvcomp-cu13==6.0.0.12
 GPU_WHEELS ?= $(NVCOMP) safetensors tqdm hypothesis sortedcontainers pytest pluggy iniconfig packaging pygments
+# The peers of bench-offload that GPU machines lack; they have CuPy, accelerate and transformers.
+OFFLOAD_WHEELS ?= dfloat11 dahuffman==0.4.2 diffusers bitsandbytes
 
 gpu-bundle: $(VENV)/.installed ## Gather in ./gpu-bundle what a GPU machine without Go and internet needs
 	@GPU_PYTHON='$(GPU_PYTHON)' GPU_WHEELS='$(GPU_WHEELS)' GO='$(GO)' tests/gpu_bundle/build.sh gpu-bundle
 
+gpu-bundle-offload: ## The same with the peers of bench-offload instead of nvCOMP
+	@$(MAKE) --no-print-directory gpu-bundle NVCOMP= GPU_WHEELS='$(filter-out $(NVCOMP),$(GPU_WHEELS)) $(OFFLOAD_WHEELS)'
+
 bench-gpu: build ## Measure on the GPU of this machine
 	@$(PY) tests/bench/bench_gpu.py
+
+bench-offload: build ## Run a 16 GB model in less VRAM on the GPU of this machine, beside the peers that are installed
+	@$(PY) tests/bench/bench_offload.py
 
 clean: ## Remove what was built; .venv stays (remove it by hand)
 	rm -rf build dist gpu-bundle python/*.egg-info python/tpde/lib python/tpde/include python/tpde/_binding*.so

@@ -72,12 +72,31 @@ __device__ void copy_base(const Chunk& c) {
   if (aligned(c)) {
     const u32 groups = c.words / per;
     uint4* to = reinterpret_cast<uint4*>(c.dst);
-#ifdef QUANT  // arithmetic, not loads: eight copies of it only take long to compile
-#pragma unroll 2
+#ifdef QUANT
+    // Codes are small: those of some groups are on their way at once.
+    const u32 ahead = 4;
+    quant::Run run;
+    if (quant::open_run(*c.quantised, c.first, c.words, run)) {
+#pragma unroll 1
+      for (u32 i = threadIdx.x; i < groups; i += ahead * Threads) {
+        quant::Fetched f[ahead];
+#pragma unroll
+        for (u32 k = 0; k < ahead; k++) f[k] = quant::fetch<QUANT>(run, min_u32(i + k * Threads, groups - 1) * per);
+#pragma unroll
+        for (u32 k = 0; k < ahead; k++) {
+          const u32 at = i + k * Threads;
+          const Group g = quant::dequant_any<QUANT>(run, f[k], at * per);
+          if (at < groups) to[at] = make_uint4(g.w[0], g.w[1], g.w[2], g.w[3]);
+        }
+      }
+    } else {
+#pragma unroll 1
+      for (u32 i = threadIdx.x; i < groups; i += Threads) to[i] = base_group(c, i);
+    }
 #else
 #pragma unroll 8
-#endif
     for (u32 i = threadIdx.x; i < groups; i += Threads) to[i] = base_group(c, i);
+#endif
     done = groups * per;
   }
   for (u32 i = done + threadIdx.x; i < c.words; i += Threads) c.dst[i] = base_word(c, i);

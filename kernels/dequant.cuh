@@ -122,22 +122,12 @@ TPDE_FN u32 packed_word(const QuantBase& q, u64 i) {
   return w;
 }
 
-// The same with codes of every kind unsigned and least significant first.
+// A word of codes with codes of every kind unsigned and least significant first.
 template <u32 kKind>
-TPDE_FN u32 code_word(const QuantBase& q, u64 i) {
-  u32 w = packed_word(q, i);
+TPDE_FN u32 in_order(u32 w) {
   if (kKind == kCodebook) return (w & 0x0f0f0f0f) << 4 | (w >> 4 & 0x0f0f0f0f);
   if (kKind == kInt8Rows) return w ^ 0x80808080;
   return w;
-}
-
-// Asks for the codes from element `first` on to be brought near: codes of 4 bits
-// are a few bytes of a row, and waiting for them would take longer than all else.
-TPDE_FN void prefetch_codes(const QuantBase& q, u64 first) {
-#ifdef __CUDA_ARCH__
-  const u64 at = first * q.bits / 32;
-  if (4 * at < q.packed_bytes) asm volatile("prefetch.global.L2 [%0];" ::"l"(q.packed + at));
-#endif
 }
 
 // Scale and zero point of a group.
@@ -146,25 +136,10 @@ struct GroupScale {
   float bias;  // 2^23 + zero point
 };
 
-template <u32 kKind, u32 kBits>
-TPDE_FN GroupScale group_scale(const QuantBase& q, u64 group) {
-  GroupScale g;
-  if (kKind == kLinear && q.scale_type == kBF16) {
-    g.scale = float_of((u32)load(static_cast<const u16*>(q.scale) + group) << 16);
-  } else if (kKind == kLinear && q.scale_type == kF16) {
-    g.scale = widen_f16(load(static_cast<const u16*>(q.scale) + group));
-  } else {
-    g.scale = load(static_cast<const float*>(q.scale) + group);
-  }
-  u32 zero = kKind == kLinear && q.zero ? load(q.zero + group) : 1u << (kBits - 1);
-  g.bias = float_of(0x4b000000 | zero);
-  return g;
-}
-
 // The value of one code.
 template <u32 kKind>
-TPDE_FN float value(const QuantBase& q, u32 code, const GroupScale& g) {
-  if (kKind == kCodebook) return multiply(q.code[code], g.scale);
+TPDE_FN float value(const float* book, u32 code, const GroupScale& g) {
+  if (kKind == kCodebook) return multiply(book[code], g.scale);
   // 2^23 + code, less 2^23 + zero point: exact, and far cheaper than a
   // conversion.
   float steps = float_of(0x4b000000 | code) - g.bias;
@@ -193,39 +168,89 @@ TPDE_FN u32 code_of(const u32* codes, u32 j) {
   return codes[j * kBits / 32] >> (j * kBits % 32) & ((1u << kBits) - 1);
 }
 
+// What is loaded for sixteen bytes of words: as it lies in memory, so that
+// nobody waits for it before it is used.
+struct Fetched {
+  u32 word[3];              // of codes
+  u32 scale[2], zero[2];    // of the group of the first element, and of the one behind it
+  u32 left;                 // elements of the first group
+};
+
+// The number of words of sixteen bytes.
+template <u32 kTarget>
+constexpr u32 kWords = kTarget == kF32 ? 4 : 8;
+
+TPDE_FN void fetch_scale(const QuantBase& q, u64 group, u32& scale, u32& zero) {
+  if (q.kind == kLinear && q.scale_type != kF32) {
+    scale = load(static_cast<const u16*>(q.scale) + group);
+  } else {
+    scale = load(static_cast<const u32*>(q.scale) + group);
+  }
+  zero = q.kind == kLinear && q.zero ? load(q.zero + group) : 1u << (q.bits - 1);
+}
+
+// Loads what dequant_group makes words of.
+template <u32 kTarget>
+TPDE_FN Fetched fetch(const QuantBase& q, u64 first, u32 count) {
+  Fetched f;
+  const u64 bit = first * q.bits, at = bit >> 5;
+  const u32 need = ((u32)bit & 31) + kWords<kTarget> * q.bits;  // bits from word `at` on
+  f.word[0] = packed_word(q, at);
+  f.word[1] = need > 32 ? packed_word(q, at + 1) : 0;
+  f.word[2] = need > 64 ? packed_word(q, at + 2) : 0;
+  u64 inside, group = group_of(q, first, inside);
+  const u64 left = q.group - inside;
+  f.left = left < count ? (u32)left : count;
+  fetch_scale(q, group, f.scale[0], f.zero[0]);
+  f.scale[1] = f.zero[1] = 0;
+  if (f.left < count) fetch_scale(q, group + 1, f.scale[1], f.zero[1]);  // a group has 8 elements at least
+  return f;
+}
+
+template <u32 kKind>
+TPDE_FN GroupScale group_scale(u32 scale_type, u32 scale, u32 zero) {
+  GroupScale g;
+  if (kKind == kLinear && scale_type == kBF16) {
+    g.scale = float_of(scale << 16);
+  } else if (kKind == kLinear && scale_type == kF16) {
+    g.scale = widen_f16((u16)scale);
+  } else {
+    g.scale = float_of(scale);
+  }
+  g.bias = float_of(0x4b000000 | zero);
+  return g;
+}
+
+// What dequant_group knows of a base besides its template arguments.
+struct Values {
+  const float* book;  // shared memory
+  u32 kind, bits, scale_type;
+};
+
+TPDE_FN Values values_of(const QuantBase& q) { return Values{q.code, q.kind, q.bits, q.scale_type}; }
+
 // Sixteen bytes of words of type kTarget, from element `first` on: 8 of F16
 // and BF16, 4 of F32. Words behind element first + count - 1 are undefined;
-// first + count is at most q.elems and count at least 1.
+// first + count is at most q.elems and count at least 1. `f` is what was fetched
+// for them.
 template <u32 kKind, u32 kBits, u32 kTarget>
-TPDE_FN Group dequant_group(const QuantBase& q, u64 first, u32 count) {
-  const u32 n = kTarget == kF32 ? 4 : 8;
+TPDE_FN Group dequant_group(const Values& q, const Fetched& f, u32 first, u32 count) {
+  const u32 n = kWords<kTarget>;
+  const u32 shift = first * kBits & 31;
+  const u32 a = in_order<kKind>(f.word[0]), b = in_order<kKind>(f.word[1]);
   // The codes, in the low n * kBits bits of one or two words.
-  u64 bit = first * kBits;
-  u32 shift = (u32)bit & 31;
-  u64 at = bit >> 5;
-  u32 a = code_word<kKind>(q, at), codes[2] = {a, 0};
-  if (n * kBits > 32) {
-    u32 b = code_word<kKind>(q, at + 1), c = shift ? code_word<kKind>(q, at + 2) : 0;
-    codes[0] = funnel_right(a, b, shift);
-    codes[1] = funnel_right(b, c, shift);
-  } else if (shift + n * kBits > 32) {
-    codes[0] = funnel_right(a, code_word<kKind>(q, at + 1), shift);
-  } else {
-    codes[0] = a >> shift;
-  }
+  u32 codes[2] = {funnel_right(a, b, shift), 0};
+  if (n * kBits > 32) codes[1] = funnel_right(b, in_order<kKind>(f.word[2]), shift);
 
-  u64 inside, group = group_of(q, first, inside);
-  u64 left = q.group - inside;
-  GroupScale g = group_scale<kKind, kBits>(q, group);
-
+  const GroupScale g = group_scale<kKind>(q.scale_type, f.scale[0], f.zero[0]);
   float v[8];
-  if (left >= count) {
+  if (f.left >= count) {
 #pragma unroll
-    for (u32 j = 0; j < n; j++) v[j] = value<kKind>(q, code_of<kBits>(codes, j), g);
-  } else {  // a group has n elements at least: there are two
-    GroupScale next = group_scale<kKind, kBits>(q, group + 1);
+    for (u32 j = 0; j < n; j++) v[j] = value<kKind>(q.book, code_of<kBits>(codes, j), g);
+  } else {  // there are two groups
+    const GroupScale next = group_scale<kKind>(q.scale_type, f.scale[1], f.zero[1]);
 #pragma unroll
-    for (u32 j = 0; j < n; j++) v[j] = value<kKind>(q, code_of<kBits>(codes, j), j < left ? g : next);
+    for (u32 j = 0; j < n; j++) v[j] = value<kKind>(q.book, code_of<kBits>(codes, j), j < f.left ? g : next);
   }
   Group out;
 #pragma unroll
@@ -235,18 +260,87 @@ TPDE_FN Group dequant_group(const QuantBase& q, u64 first, u32 count) {
   return out;
 }
 
-// dequant_group for a kernel that was not compiled for one layout: the branch
-// is the same for the whole thread block.
+// The same for a kernel that was not compiled for one layout: the branch is the
+// same for the whole thread block.
+template <u32 kTarget>
+TPDE_FN Group dequant_any(const Values& q, const Fetched& f, u32 first, u32 count) {
+  if (q.kind == kCodebook) return dequant_group<kCodebook, 4, kTarget>(q, f, first, count);
+  if (q.kind == kInt8Rows) return dequant_group<kInt8Rows, 8, kTarget>(q, f, first, count);
+  switch (q.bits) {
+    case 2: return dequant_group<kLinear, 2, kTarget>(q, f, first, count);
+    case 3: return dequant_group<kLinear, 3, kTarget>(q, f, first, count);
+    case 4: return dequant_group<kLinear, 4, kTarget>(q, f, first, count);
+  }
+  return dequant_group<kLinear, 8, kTarget>(q, f, first, count);
+}
+
+// Fetches and dequantises.
 template <u32 kTarget>
 TPDE_FN Group dequant_any(const QuantBase& q, u64 first, u32 count) {
-  if (q.kind == kCodebook) return dequant_group<kCodebook, 4, kTarget>(q, first, count);
-  if (q.kind == kInt8Rows) return dequant_group<kInt8Rows, 8, kTarget>(q, first, count);
-  switch (q.bits) {
-    case 2: return dequant_group<kLinear, 2, kTarget>(q, first, count);
-    case 3: return dequant_group<kLinear, 3, kTarget>(q, first, count);
-    case 4: return dequant_group<kLinear, 4, kTarget>(q, first, count);
-  }
-  return dequant_group<kLinear, 8, kTarget>(q, first, count);
+  return dequant_any<kTarget>(values_of(q), fetch<kTarget>(q, first, count), (u32)first, count);
+}
+
+// A run of elements of which sixteen bytes of words need few questions: it
+// starts at a whole word of codes, all its words of codes are whole, and the size
+// of a group is a power of two. Elements count from its start.
+struct Run {
+  Values values;
+  const u32* packed;
+  const u8* scale;
+  const u8* zero;  // null: `middle`
+  u32 middle;
+  u32 before;      // elements of the first group before the run
+  u32 shift;       // log2 of the group
+  u32 scale_bytes;
+};
+
+// Whether elements `first` to first + count - 1 are such a run.
+TPDE_FN bool open_run(const QuantBase& q, u64 first, u32 count, Run& r) {
+  if (q.shift == 255 || first % 32 != 0 || count > 1u << 28) return false;
+  if (((first + count) * q.bits + 31) / 32 * 4 > q.packed_bytes) return false;
+  r.values = values_of(q);
+  r.packed = q.packed + first * q.bits / 32;
+  const u64 group = first >> q.shift;
+  const u64 before = first & (q.group - 1);
+  if (before >> 31) return false;  // 32 bits hold what is added to it
+  r.before = (u32)before;
+  r.shift = q.shift;
+  r.scale_bytes = q.kind == kLinear && q.scale_type != kF32 ? 2 : 4;
+  r.scale = static_cast<const u8*>(q.scale) + group * r.scale_bytes;
+  r.zero = q.kind == kLinear && q.zero ? q.zero + group : nullptr;
+  r.middle = 1u << (q.bits - 1);
+  return true;
+}
+
+// fetch for sixteen bytes of words that are all in the run; `at` is a multiple
+// of their number, and so they are of one group.
+template <u32 kTarget>
+TPDE_FN Fetched fetch(const Run& r, u32 at) {
+  Fetched f;
+  const u32 bit = at * r.values.bits, word = bit >> 5, need = (bit & 31) + kWords<kTarget> * r.values.bits;
+  f.word[0] = load(r.packed + word);
+  f.word[1] = need > 32 ? load(r.packed + word + 1) : 0;
+  f.word[2] = 0;
+  const u32 group = (r.before + at) >> r.shift;
+  f.scale[0] = r.scale_bytes == 2 ? load(reinterpret_cast<const u16*>(r.scale) + group)
+                                  : load(reinterpret_cast<const u32*>(r.scale) + group);
+  f.zero[0] = r.zero ? load(r.zero + group) : r.middle;
+  f.scale[1] = f.zero[1] = 0;
+  f.left = kWords<kTarget>;
+  return f;
+}
+
+// Asks for the codes of an element of the run to be brought near: a row of them
+// is a few bytes, and waiting for those would take longer than all else.
+TPDE_FN void prefetch_codes(const Run& r, u32 at) {
+#ifdef __CUDA_ARCH__
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(r.packed + at * r.values.bits / 32));
+#endif
+}
+
+template <u32 kTarget>
+TPDE_FN Group dequant_any(const Run& r, const Fetched& f, u32 at) {
+  return dequant_any<kTarget>(r.values, f, at, kWords<kTarget>);
 }
 
 }  // namespace quant

@@ -12,23 +12,20 @@ namespace prefix {
 
 const u32 kPairBits = 16;  // codes up to this long: two to a refill
 
-// An address in shared memory, in the 32 bits that it has there: all that the
-// address of an entry then takes, once its window is known, is one instruction.
+// An address of a 32-bit word in shared memory, in the 32 bits that it has there.
+// A generic pointer would be one to global memory for the compiler, and what is
+// loaded through it would be waited for together with base words that are on
+// their way for the rows to come.
 struct Shared {
 #ifdef __CUDA_ARCH__
   u32 address;
 
   static TPDE_FN Shared of(const void* p) { return Shared{(u32)__cvta_generic_to_shared(p)}; }
-  // Not volatile: nothing is written there after the barrier behind the copy of
-  // the tables, and what is looked up depends on what is loaded later.
+  // Not volatile: nothing is written there after the barrier behind the copy,
+  // and what is looked up depends on what is loaded later.
   TPDE_FN u32 word() const {
     u32 v;
     asm("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address));
-    return v;
-  }
-  TPDE_FN u32 half() const {
-    u16 v;
-    asm("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(address));
     return v;
   }
 #else
@@ -36,19 +33,22 @@ struct Shared {
 
   static TPDE_FN Shared of(const void* p) { return Shared{static_cast<const u8*>(p)}; }
   TPDE_FN u32 word() const { return *reinterpret_cast<const u32*>(address); }
-  TPDE_FN u32 half() const { return *reinterpret_cast<const u16*>(address); }
 #endif
   TPDE_FN Shared plus(u32 bytes) const { return Shared{address + bytes}; }
 };
 
-// The tables as a lane uses them.
-struct Decoding {
-  Shared offset, entry;
-  u32 shift, mask, index;
+// The same for global memory.
+struct Global {
+  const u8* address;
+
+  static TPDE_FN Global of(const void* p) { return Global{static_cast<const u8*>(p)}; }
+  TPDE_FN u32 word() const { return *reinterpret_cast<const u32*>(address); }
+  TPDE_FN Global plus(u32 bytes) const { return Global{address + bytes}; }
 };
 
-TPDE_FN Decoding decoding(const Tables& t, const u32* behind) {
-  return Decoding{Shared::of(behind), Shared::of(behind + t.keys / 2), t.shift, t.mask, t.index};
+template <typename Memory>
+TPDE_FN Memory before_of(Memory a, Memory b) {
+  return a.address < b.address ? a : b;
 }
 
 // The n & 31 high bits of w as a number.
@@ -83,28 +83,91 @@ TPDE_FN u32 permute(u32 a, u32 b, u32 selector) {
 }
 const u32 kLowHalves = 0x5410, kHighHalves = 0x7632;
 
+// x rotated right by n & 31 bits.
+TPDE_FN u32 rotate_right(u32 x, u32 n) {
+#ifdef __CUDA_ARCH__
+  return __funnelshift_r(x, x, n);
+#else
+  n &= 31;
+  return n ? x >> n | x << (32 - n) : x;
+#endif
+}
+
+// The sums of both halves, each modulo 2^16.
+TPDE_FN u32 add_halves(u32 a, u32 b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  u32 v;
+  asm("add.u16x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
+  return v;
+#else
+  return ((a & 0x7fff7fffu) + (b & 0x7fff7fffu)) ^ ((a ^ b) & 0x80008000u);
+#endif
+}
+
+// The tables in shared memory: for each key where the entries of its context
+// start, and the entries. The table of keys is aligned to its size, so that
+// masking a part and addressing it is one instruction.
+struct Decoding {
+  u32* keys;
+  u32* entries;
+  Shared key, entry;
+  u32 rotate, mask, index;
+
+  // `room` is shared memory, t.shared_words() words.
+  TPDE_FN Decoding(const Tables& t, u32* room) {
+    const u64 size = 4 * t.keys;  // a power of two
+    keys = room + ((0 - (u64)Shared::of(room).address) & (size - 1)) / 4;
+    entries = keys + t.keys;
+    key = Shared::of(keys), entry = Shared::of(entries);
+    rotate = (t.shift - 2) & 31;
+    mask = 4 * t.mask;
+    index = t.index;
+  }
+  // Thread i of `threads` writes its share of the table of keys; `offsets` are
+  // those of the expanded tables.
+  TPDE_FN void put_keys(const u16* offsets, u32 n, u32 i, u32 threads) const {
+    for (; i < n; i += threads) {
+#ifdef __CUDA_ARCH__
+      keys[i] = entry.address + offsets[i];
+#else
+      keys[i] = offsets[i];  // addresses have more bits there
+#endif
+    }
+  }
+  // Where the entries start of the part in the low half of x, or in the high one.
+  TPDE_FN Shared context(u32 x, bool high) const {
+    const u32 at = rotate_right(x, rotate + 16 * high) & mask;
+#ifdef __CUDA_ARCH__
+    return Shared{Shared{at | key.address}.word()};
+#else
+    return entry.plus(key.plus(at).word());
+#endif
+  }
+};
+
 // A reader of a lane's bit string, most significant bit first. One word is
 // loaded ahead, so that nobody waits for it. Wherever damaged data send it, it
-// reads no word but 0 to `last`.
+// reads no word but 0 to the last one.
+template <typename Memory>
 struct Bits {
-  const u32* words;  // shared or global memory
-  u32 last;
-  u32 next;          // word that `ahead` holds
+  Memory last;
+  Memory next;  // the word that `ahead` holds
   // Bits read since the start of the lane's first word, in bits 0-15: what
   // tables allow, and so any string that is well formed, is shorter. The bits
   // above are what biases of entries add up to, and mean nothing.
   u32 position;
-  u32 high, low;     // the word that the next bit is in, and the one behind it
-  u32 ahead;         // the next one, as in memory
+  u32 high, low;  // the word that the next bit is in, and the one behind it
+  u32 ahead;      // the next one, as in memory
 
-  TPDE_FN void start(const u32* w, u32 count, u32 bit) {
-    words = w;
-    last = count - 1;
+  TPDE_FN Bits(const u32* words, u32 count, u32 bit) {
+    const Memory first = Memory::of(words);
+    const u32 at = min_u32(bit >> 5, count - 1) * 4, end = 4 * (count - 1);
+    last = first.plus(end);
+    next = first.plus(min_u32(at + 8, end));
     position = bit & 31;
-    high = byte_swap(w[min_u32(bit >> 5, last)]);
-    low = byte_swap(w[min_u32((bit >> 5) + 1, last)]);
-    next = min_u32((bit >> 5) + 2, last);
-    ahead = w[next];
+    high = byte_swap(first.plus(at).word());
+    low = byte_swap(first.plus(min_u32(at + 4, end)).word());
+    ahead = next.word();
   }
   // The next 32 bits.
   TPDE_FN u32 peek() const {
@@ -121,8 +184,8 @@ struct Bits {
     if ((to ^ position) & 32) {
       high = low;
       low = byte_swap(ahead);
-      next = min_u32(next + 1, last);
-      ahead = words[next];
+      next = before_of(next.plus(4), last);
+      ahead = next.word();
     }
     position = to;
   }
@@ -135,56 +198,60 @@ struct Bits {
 // Decodes the coded parts of 8 words, two to a register. Keyed: there are
 // several contexts. Pair: no code is longer than kPairBits. Part: only the
 // first `count` words exist.
-template <bool Keyed, bool Pair, bool Part>
-TPDE_FN void decode_parts(u32* parts, Bits& bits, const Decoding& d, u32 count) {
+template <bool Keyed, bool Pair, bool Part, typename Memory>
+TPDE_FN void decode_parts(u32* parts, Bits<Memory>& bits, const Decoding& d, u32 count) {
 #pragma unroll
   for (u32 i = 0; i < 4; i++) {
     const u32 x = parts[i];
-    Shared first = d.entry, second = d.entry;
-    if (Keyed) {
-      first = first.plus(d.offset.plus(2 * (x >> d.shift & d.mask)).half());
-      second = second.plus(d.offset.plus(2 * (x >> (d.shift + 16) & d.mask)).half());
-    }
-    u32 window = bits.peek();
+    const Shared first = Keyed ? d.context(x, false) : d.entry;
+    const Shared second = Keyed ? d.context(x, true) : d.entry;
+    const u32 window = bits.peek();
     u32 a = first.plus(4 * top_bits(window, d.index)).word();
     if (Part && 2 * i >= count) a = 0;
-    const u32 low = x + top_bits(window, a) + (a >> 16);
+    u32 behind;
     if (Pair) {
-      window = shift_left(window, a);
+      behind = shift_left(window, a);
     } else {
       bits.skip(a);
-      window = bits.peek();
+      behind = bits.peek();
     }
-    u32 b = second.plus(4 * top_bits(window, d.index)).word();
+    u32 b = second.plus(4 * top_bits(behind, d.index)).word();
     if (Part && 2 * i + 1 >= count) b = 0;
-    // The low half of b only adds to the low half of the sum, without a carry.
-    const u32 high = (x & 0xffff0000u) + (top_bits(window, b) << 16) + b;
     bits.skip(Pair ? a + b : b);
-    parts[i] = permute(low, high, 0x7610);
+    const u32 plain = permute(top_bits(window, a), top_bits(behind, b), kLowHalves);
+    parts[i] = add_halves(add_halves(x, permute(a, b, kHighHalves)), plain);
   }
 }
 
 // Base words and planes of what a lane owns of a row.
 template <typename Word>
 struct Row {
+#ifdef QUANT
+  quant::Fetched fetched[Shape<Word>::kVectors];
+#endif
   Group base[Shape<Word>::kVectors];
   Group plane[Shape<Word>::kPlanes + 1];  // the last is never used
 };
 
-// Loads `count` words from word `first` on, 1 to Shape::kWords.
-template <typename Word>
+// Loads `count` words from word `first` on, 1 to Shape::kWords. Whole: all of
+// those, and base, target and planes are aligned.
+template <bool Whole, typename Word>
 TPDE_FN void load_row(const Block<Word>& b, u32 first, u32 count, Row<Word>& row) {
   const u32 per = 16 / sizeof(Word);
 #pragma unroll
   for (u32 v = 0; v < Shape<Word>::kVectors; v++) {
     Group g = {{0, 0, 0, 0}};
-    const u32 left = count > v * per ? min_u32(count - v * per, per) : 0;
+    const u32 left = Whole ? per : count > v * per ? min_u32(count - v * per, per) : 0;
 #ifdef QUANT
-    if (left > 0) g = quant::dequant_any<QUANT>(*b.quantised, b.first + first + v * per, left);
+    if (Whole) {
+      row.fetched[v] = quant::fetch<QUANT>(b.run, first + v * per);
+    } else if (left > 0) {
+      row.fetched[v] = quant::fetch<QUANT>(*b.quantised, b.first + first + v * per, left);
+    }
 #else
     if (b.base && left > 0) {
       const Word* from = b.base + first + v * per;
-      g = b.aligned && left == per ? load_whole(from) : load_words<Word>(from, left);
+      g = Whole || (b.aligned && left == per) ? load_whole(from) : load_words<Word>(from, left);
     }
 #endif
     row.base[v] = g;
@@ -193,7 +260,7 @@ TPDE_FN void load_row(const Block<Word>& b, u32 first, u32 count, Row<Word>& row
 #pragma unroll
   for (u32 p = 0; p < Shape<Word>::kPlanes; p++) {  // padded to whole groups
     const u32* from = b.planes + p * b.plane_words + first / 2;
-    if (b.wide_planes) {
+    if (Whole || b.wide_planes) {
       row.plane[p] = load_whole(from);
     } else {
 #pragma unroll
@@ -201,6 +268,24 @@ TPDE_FN void load_row(const Block<Word>& b, u32 first, u32 count, Row<Word>& row
     }
   }
 }
+
+#ifdef QUANT
+// Makes base words of what was loaded, `count` from word `first` on.
+template <bool Whole, typename Word>
+TPDE_FN void dequant_row(const Block<Word>& b, u32 first, u32 count, Row<Word>& row) {
+  const u32 per = 16 / sizeof(Word);
+#pragma unroll
+  for (u32 v = 0; v < Shape<Word>::kVectors; v++) {
+    const u32 left = Whole ? per : count > v * per ? min_u32(count - v * per, per) : 0;
+    if (Whole) {
+      row.base[v] = quant::dequant_any<QUANT>(b.run, row.fetched[v], first + v * per);
+    } else if (left > 0) {
+      const quant::Values values = quant::values_of(*b.quantised);
+      row.base[v] = quant::dequant_any<QUANT>(values, row.fetched[v], (u32)b.first + first + v * per, left);
+    }
+  }
+}
+#endif
 
 // The coded parts of 8 words of a row: of all, or of half of bytes.
 template <typename Word>
@@ -278,8 +363,9 @@ TPDE_FN void put_exceptions(const Block<Word>& b, u32 first, u32 count, Group* o
 }
 
 // Decodes and stores what a lane owns of a row, `count` words from `first` on.
-template <typename Word, bool Keyed, bool Pair, bool Part>
-TPDE_FN void decode_row(const Block<Word>& b, const Row<Word>& row, Bits& bits, const Decoding& d, u32 first,
+// Aligned: base, target and planes are.
+template <typename Word, bool Keyed, bool Pair, bool Aligned, bool Part, typename Memory>
+TPDE_FN void decode_row(const Block<Word>& b, const Row<Word>& row, Bits<Memory>& bits, const Decoding& d, u32 first,
                         u32 count) {
   const u32 per = 16 / sizeof(Word);
   Group out[Shape<Word>::kVectors];
@@ -302,7 +388,7 @@ TPDE_FN void decode_row(const Block<Word>& b, const Row<Word>& row, Bits& bits, 
 #pragma unroll
   for (u32 v = 0; v < Shape<Word>::kVectors; v++) {
     Word* to = b.dst + first + v * per;
-    if (b.aligned && (!Part || count >= (v + 1) * per)) {
+    if (Part ? b.aligned && count >= (v + 1) * per : Aligned || b.aligned) {
       store_whole(to, out[v]);
     } else if (count > v * per) {
       store_words<Word>(to, min_u32(count - v * per, per), out[v]);
@@ -318,62 +404,76 @@ TPDE_FN void load_first(const Block<Word>& b, u32 lane, Row<Word>* queue) {
 #pragma unroll
   for (u32 i = 0; i < Shape<Word>::kAhead; i++) {
     const u32 first = i * Shape<Word>::kRow + lane * own;
-    if (first < b.words) load_row(b, first, min_u32(b.words - first, own), queue[i]);
+    if (first < b.words) load_row<false>(b, first, min_u32(b.words - first, own), queue[i]);
   }
 #ifdef QUANT
   for (u32 i = 1; i < Shape<Word>::kFetch; i++) {
-    quant::prefetch_codes(*b.quantised, b.first + i * Shape<Word>::kRow + lane * own);
+    const u32 first = i * Shape<Word>::kRow + lane * own;
+    if (b.regular && first < b.words) quant::prefetch_codes(b.run, first);
   }
 #endif
 }
 
 // Decodes the bit string of a lane, which is bits `start` to `end` - 1 of
-// `count` words at `words`, in shared or global memory, and writes the lane's
+// `count` words at `words`, which are in that memory, and writes the lane's
 // target words. Returns false if it ends elsewhere. `queue` is what load_first
 // filled; the tables are in shared memory.
-template <typename Word, bool Keyed, bool Pair>
+template <typename Word, bool Keyed, bool Pair, bool Aligned, typename Memory>
 TPDE_FN bool decode_lane(const Block<Word>& b, u32 lane, const Decoding& d, const u32* words, u32 count, u32 start,
                          u32 end, Row<Word>* queue) {
   const u32 own = Shape<Word>::kWords, row = Shape<Word>::kRow, ahead = Shape<Word>::kAhead;
-  Bits bits;
-  bits.start(words, count, start);
-#pragma unroll 1
-  for (u32 first = lane * own; first < b.words; first += row) {
-    const Row<Word> now = queue[0];
+  Bits<Memory> bits(words, count, start);
+  const u32 rows = b.words / row;  // whole ones
+  // What the lane has of a last one.
+  const u32 rest = b.words - rows * row, tail = rest > lane * own ? min_u32(rest - lane * own, own) : 0;
+  u32 first = lane * own;
+  // Unrolled so that no row in the queue is moved, which would be to wait for it.
+#pragma unroll Shape<Word>::kAhead
+  for (u32 i = 0; i < rows; i++, first += row) {
+    Row<Word> now = queue[0];
 #pragma unroll
-    for (u32 i = 1; i < ahead; i++) queue[i - 1] = queue[i];
-    const u32 left = b.words - first;
+    for (u32 k = 1; k < ahead; k++) queue[k - 1] = queue[k];
 #ifdef QUANT
-    quant::prefetch_codes(*b.quantised, b.first + first + Shape<Word>::kFetch * row);
+    if (Aligned && i + Shape<Word>::kFetch < rows) quant::prefetch_codes(b.run, first + Shape<Word>::kFetch * row);
 #endif
-    if (left > ahead * row) load_row(b, first + ahead * row, min_u32(left - ahead * row, own), queue[ahead - 1]);
-    if (left >= own) {
-      decode_row<Word, Keyed, Pair, false>(b, now, bits, d, first, own);
-    } else {
-      decode_row<Word, Keyed, Pair, true>(b, now, bits, d, first, left);
+    if (i + ahead < rows) {
+      load_row<Aligned>(b, first + ahead * row, own, queue[ahead - 1]);
+    } else if (i + ahead == rows && tail > 0) {
+      load_row<false>(b, first + ahead * row, tail, queue[ahead - 1]);
     }
+#ifdef QUANT
+    dequant_row<Aligned>(b, first, own, now);
+#endif
+    decode_row<Word, Keyed, Pair, Aligned, false>(b, now, bits, d, first, own);
   }
+#ifdef QUANT
+  if (tail > 0) dequant_row<false>(b, first, tail, queue[0]);
+#endif
+  if (tail > 0) decode_row<Word, Keyed, Pair, Aligned, true>(b, queue[0], bits, d, first, tail);
   return bits.read(start, end - start);
 }
 
-// The same, by what the tables are like. Every loop decodes any tables if it is
-// keyed and not of pairs: with the add residual and quantised bases, whose
-// arithmetic takes long to compile, there are fewer.
+// The same, by what the tables are like. Near: base, target and planes are
+// aligned, and the words are in shared memory; else they are in global memory. Every loop
+// decodes any tables if it is keyed and not of pairs: there is no other for
+// blocks that are not near, and with the add residual and quantised bases, whose
+// arithmetic takes long to compile.
 template <typename Word>
-TPDE_FN bool decode_lane(const Tables& t, const Block<Word>& b, u32 lane, const Decoding& d, const u32* words,
-                         u32 count, u32 start, u32 end, Row<Word>* queue) {
+TPDE_FN bool decode_lane(const Tables& t, const Block<Word>& b, u32 lane, const Decoding& d, bool near,
+                         const u32* words, u32 count, u32 start, u32 end, Row<Word>* queue) {
+  if (!near) return decode_lane<Word, true, false, false, Global>(b, lane, d, words, count, start, end, queue);
 #ifdef ADD
-  return decode_lane<Word, true, false>(b, lane, d, words, count, start, end, queue);
+  return decode_lane<Word, true, false, true, Shared>(b, lane, d, words, count, start, end, queue);
 #else
   const bool pairs = t.longest <= kPairBits;
 #ifndef QUANT
   if (t.mask == 0 || !b.base) {  // one context, or base words of zero, whose key is 0
-    return pairs ? decode_lane<Word, false, true>(b, lane, d, words, count, start, end, queue)
-                 : decode_lane<Word, false, false>(b, lane, d, words, count, start, end, queue);
+    return pairs ? decode_lane<Word, false, true, true, Shared>(b, lane, d, words, count, start, end, queue)
+                 : decode_lane<Word, false, false, true, Shared>(b, lane, d, words, count, start, end, queue);
   }
 #endif
-  return pairs ? decode_lane<Word, true, true>(b, lane, d, words, count, start, end, queue)
-               : decode_lane<Word, true, false>(b, lane, d, words, count, start, end, queue);
+  return pairs ? decode_lane<Word, true, true, true, Shared>(b, lane, d, words, count, start, end, queue)
+               : decode_lane<Word, true, false, true, Shared>(b, lane, d, words, count, start, end, queue);
 #endif
 }
 

@@ -28,13 +28,17 @@ struct Tables {
   u32 mask;           // keys less one, before padding; 0: there is one context
   u32 index;          // bits of a window that an entry is found by
   u32 longest;        // most bits of a code with its plain bits
-  u32 keys;
+  u32 keys;           // a power of two, at least 8
   u32 entries;
   u32 sign_extended;  // parts stand for whole residual words; else there are planes
   u32 reserved;
 
-  // Of what lies behind.
+  // What lies behind.
+  TPDE_FN const u32* behind() const { return reinterpret_cast<const u32*>(this + 1); }
   TPDE_FN u32 words() const { return keys / 2 + entries; }
+  // What becomes of it in shared memory: 32 bits for each key, aligned to all of
+  // them.
+  TPDE_FN u32 shared_words() const { return 2 * keys + entries; }
 };
 static_assert(sizeof(Tables) == 32, "layout is shared with the host");
 
@@ -48,10 +52,10 @@ struct Shape {
   // Rows that are loaded ahead of the one that is decoded: what hides the
   // latency of memory where a tensor has few chunks, for 4 to 28 registers a row.
 #ifdef QUANT
-  static const u32 kAhead = 1;  // what is loaded is dequantised at once
-  static const u32 kFetch = 4;  // but its codes are on their way to the L2 cache before
+  static const u32 kAhead = 2;
+  static const u32 kFetch = 4;  // rows ahead of which codes are brought to the L2 cache
 #else
-  static const u32 kAhead = sizeof(Word) == 1 ? 2 : sizeof(Word) == 2 ? 3 : 1;
+  static const u32 kAhead = sizeof(Word) == 1 ? 2 : sizeof(Word) == 2 ? 3 : sizeof(Word) == 4 ? 2 : 1;
 #endif
 };
 
@@ -67,61 +71,86 @@ struct Block {
   const u32* planes;   // global memory
   u32 plane_words;     // 32-bit words from one plane to the next
   u32 exceptions;
-  const u16* at;       // their word numbers
-  const u32* values;   // their target words
+  const u16* at;       // their word numbers, in shared or global memory
+  const u32* values;   // their target words, next to them
 #ifdef QUANT
   const quant::QuantBase* quantised;  // shared memory
   u64 first;                          // element of the tensor that word 0 is
+  quant::Run run;                     // of all words, if `regular`
+  bool regular;
 #endif
 };
 
-// Where the parts of a block lie. Data are 32-bit words in global memory;
-// every size is checked before it is used.
-struct Cursor {
-  const u32* data;
-  u32 left;   // words not yet used, of this block and those behind
-  u32 used;   // words of this block
+// Whether rows can be loaded and stored 16 bytes at a time.
+template <typename Word>
+TPDE_FN bool is_aligned(const Block<Word>& b) {
+#ifdef QUANT
+  if (!b.regular) return false;
+#endif
+  return b.aligned && (Shape<Word>::kPlanes == 0 || b.sign_extended || b.wide_planes);
+}
 
-  TPDE_FN const u32* take(u32 n) {  // n is at most left
-    const u32* p = data;
-    data += n;
+// Where the parts of a block lie, in 32-bit words from its start; every size is
+// checked before it is used.
+struct Cursor {
+  const u32* data;  // of the block, in global memory; behind its planes, once they are found
+  u32 left;         // words not yet used, of this block and those behind
+  u32 used;         // words from `data` on
+
+  TPDE_FN u32 take(u32 n) {  // n is at most left
+    const u32 at = used;
     left -= n;
     used += n;
-    return p;
+    return at;
+  }
+  // Goes on to what is behind the words used.
+  TPDE_FN void next() {
+    data += used;
+    used = 0;
   }
 };
+
+const u32 kMostHead = 2 + kMaxWidth;  // words that take_head and lane_bits look at
 
 struct Head {
   u32 least, width;
   const u32* table;  // of the lanes
 };
 
+// Where what follows the head lies.
+struct Parts {
+  u32 strings, string_words, at, values;
+};
+
 // Finds the planes. Once that is done, rows can be loaded.
 template <typename Word>
 TPDE_FN bool take_planes(Cursor& c, Block<Word>& b) {
-  c.used = 0;
   b.plane_words = (b.words + 7) / 8 * 4;
   const u32 all = b.sign_extended ? 0 : Shape<Word>::kPlanes * b.plane_words;
   if (all > c.left) return false;
-  b.planes = c.take(all);
+  b.planes = c.data;
   b.wide_planes = ((u64)b.planes & 15) == 0;
+  c.take(all);
+  c.next();
   return true;
 }
 
+// The words from c.data on, or a copy of the first kMostHead of them, are at
+// `from`.
 template <typename Word>
-TPDE_FN bool take_head(Cursor& c, Block<Word>& b, Head& h) {
+TPDE_FN bool take_head(Cursor& c, const u32* from, Block<Word>& b, Head& h) {
   if (c.left < 1) return false;
-  const u32 head = *c.take(1);
+  const u32 head = from[c.take(1)];
   h.least = head & 0xffff;
   h.width = head >> 16 & 31;
   b.exceptions = head >> 21;
   if (b.exceptions == kManyExceptions) {
     if (c.left < 1) return false;
-    b.exceptions = *c.take(1);
+    b.exceptions = from[c.take(1)];
     if (b.exceptions < kManyExceptions) return false;
   }
   if (h.width > kMaxWidth || b.exceptions > b.words || c.left < h.width) return false;
-  h.table = c.take(h.width);
+  h.table = from + c.take(h.width);
   return true;
 }
 
@@ -136,19 +165,26 @@ TPDE_FN u32 lane_bits(const Head& h, u32 lane) {
 
 // Finds the bit strings, which take `bits` bits in all, and the exceptions.
 template <typename Word>
-TPDE_FN bool take_strings(Cursor& c, Block<Word>& b, u32 bits, const u32*& strings, u32& string_words) {
-  string_words = (bits + 31) / 32;
+TPDE_FN bool take_strings(Cursor& c, const Block<Word>& b, u32 bits, Parts& p) {
+  p.string_words = (bits + 31) / 32;
   const u32 at_words = (b.exceptions + 1) / 2;
   const u32 value_words = (b.exceptions * (u32)sizeof(Word) + 3) / 4;
-  const bool planes = Shape<Word>::kPlanes > 0 && !b.sign_extended;
-  const u32 all = string_words + at_words + value_words;
+  const bool planes = Shape<Word>::kPlanes > 0 && !b.sign_extended;  // of multiples of 4 words
+  const u32 all = p.string_words + at_words + value_words;
   const u32 padding = planes ? (0 - (c.used + all)) & 3 : 0;
   if (all + padding > c.left) return false;
-  strings = c.take(string_words);
-  b.at = reinterpret_cast<const u16*>(c.take(at_words));
-  b.values = c.take(value_words);
+  p.strings = c.take(p.string_words);
+  p.at = c.take(at_words);
+  p.values = c.take(value_words);
   c.take(padding);
   return true;
+}
+
+// Says that the block's parts are at `from`.
+template <typename Word>
+TPDE_FN void set_exceptions(Block<Word>& b, const u32* from, const Parts& p) {
+  b.at = reinterpret_cast<const u16*>(from + p.at);
+  b.values = from + p.values;
 }
 
 template <typename Word>

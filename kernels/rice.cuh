@@ -4,8 +4,8 @@
 // (rice_ranks.cuh). Then it goes through the base in tiles, each loaded while the
 // one before is worked on: it counts the words of each class, and finds the
 // events of the tile by their ranks (rice_tile.cuh). Changes of one unit are
-// made at once; of events with values only the positions are noted, and their
-// values are read at the end, lane by lane (rice_values.cuh). So the base is
+// made at once; of events with values the positions and the codes are noted, and
+// their values are read at the end, lane by lane (rice_values.cuh). So the base is
 // read once, and written to the target once; changed words are written again.
 //
 // All of that is in shared memory, which is enough for what sparse changes take.
@@ -40,14 +40,16 @@ enum Way : u32 {
 template <typename Word>
 TPDE_FN Way way_of(const Head& h, const Tables& tables, u32 words) {
   if ((kNear<Word> && tables.keys > kNearKeys) || words > kMaxWords || h.gap_events > kMaxList) return kSerially;
-  return h.gap_events + h.events[kDense] <= kMaxList && h.values <= Shape<Word>::kTileWords ? kAllListed : kWalked;
+  // No sum overflows: there are no more events than words.
+  const bool listed = 2 * (h.gap_events + h.events[kDense]) + h.values + kCodesAhead <= 2 * kMaxList;
+  return listed && h.values <= Shape<Word>::kTileWords ? kAllListed : kWalked;
 }
 
 // Notes which of the events of class c are in the tile at word `first`; the list
 // has the ranks of all of them. A warp does it. If the chunk is walked, dense
 // words are counted only.
-template <typename Word>
-TPDE_FN void find_range(Shared<Word>& s, const Block<Word>& b, const Steps<Word, kNear<Word>>& steps, u32 first, u32 c, bool walk) {
+template <typename Word, bool Walk>
+TPDE_FN void find_range(Shared<Word>& s, const Block<Word>& b, const Steps<Word, kNear<Word>>& steps, u32 first, u32 c) {
   const Head& h = s.head;
   const u32 begin = s.progress[c].passed, done = s.progress[c].done;
   const u32 count = class_words(s, b, first, c);
@@ -58,11 +60,15 @@ TPDE_FN void find_range(Shared<Word>& s, const Block<Word>& b, const Steps<Word,
   } else if (n > end - from) {
     n = 0;  // more words than the chunk counts: told at the end
   }
-  if (c == kDense && walk) find_lanes(s, steps, first, begin, n);
+  if (Walk && c == kDense) find_lanes(s, steps, first, begin, n);
   sync_warp();
   if (is_leader()) {
-    s.progress[c] = Progress{begin + count, begin, done + n, done, from, begin};
-    s.events[c] = c == kDense && walk ? 0 : n;
+    s.progress[c] = Progress{begin + count, begin, done + n, done};
+    s.events[c] = Walk && c == kDense ? 0 : n;
+    Found f = {from, begin, kPosition, 0};
+    if (!Walk && s.classes[c].kind == kUnit) f.note = kSign, f.at = h.sign_at[c] + done;
+    if (!Walk && s.classes[c].kind == kValued) f.note = kPositionAndCode, f.at = codes_at(h) + h.values_at[c] + done;
+    s.found[c] = f;
     if (first % kPageWords == 0) s.notes.listed.page[c][first / kPageWords] = (u16)done;
   }
 }
@@ -70,22 +76,22 @@ TPDE_FN void find_range(Shared<Word>& s, const Block<Word>& b, const Steps<Word,
 // Goes through the tiles of a chunk: applies the events of unit classes, and
 // notes the positions of the others in the list. If the chunk is walked, it
 // notes those of all gap classes.
-template <typename Word>
-TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data, bool walk,
+template <typename Word, bool Walk>
+TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data,
                           Private<Ahead<Word>, kThreads>& ahead) {
   const Steps<Word, kNear<Word>> steps(s, tables);
   const bool copy = !b.in_place();
+  const u32 string_words = s.head.bits / 32;
 #pragma unroll 1
   for (u32 first = 0; first < b.words; first += Shape<Word>::kTileWords) {
     EACH_THREAD(t, kThreads) {
       stage_tile(s, b, first, t, ahead[t], copy);
       load_tile(b, first + Shape<Word>::kTileWords, t, ahead[t]);
     }
-    barrier();
     count_tile(s, steps);
     barrier();
     EACH_WARP(w, kWarps) {
-      for (u32 c = w; c < kClasses; c += kWarps) find_range(s, b, steps, first, c, walk);
+      for (u32 c = w; c < kClasses; c += kWarps) find_range<Word, Walk>(s, b, steps, first, c);
     }
     barrier();  // the copy, too, is written before the events
     EACH_THREAD(t, kThreads) {
@@ -94,11 +100,15 @@ TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& t
       for (u32 n = t; n < numbering.all(); n += kThreads) {
         u32 i = n;
         const u32 c = numbering.class_of(i);
+        const Found f = s.found[c];
+        // Loaded before it is needed, and of other classes in vain.
+        const u32 sign = bit_at(data, string_words, f.at + i);
         const Place<Word> place = locate_event(s, steps, c, i);
-        if (s.classes[c].kind == kValued || walk) {
-          s.list[s.progress[c].from + i] = (u16)(first + place.at);
+        if (f.note == kSign) {
+          apply_sign(b, first, place, sign);
         } else {
-          apply_sign(s, b, data, first, place, s.head.sign_at[c] + s.progress[c].first + i);
+          s.list[f.from + i] = (u16)(first + place.at);
+          if (f.note == kPositionAndCode) reinterpret_cast<u8*>(s.list)[f.at + i] = steps.code(place.word);
         }
       }
     }
@@ -125,7 +135,11 @@ TPDE_FN void decode_events(Shared<Word>& s, const Block<Word>& b, const Tables& 
   }
   make_ranks(s, data, b.words);
   if (failed(s)) return;
-  decode_tiles(s, b, tables, data, way == kWalked, ahead);
+  if (way == kWalked) {
+    decode_tiles<Word, true>(s, b, tables, data, ahead);
+  } else {
+    decode_tiles<Word, false>(s, b, tables, data, ahead);
+  }
   check_found(s);
   if (failed(s)) return;  // the list is not all positions
   if (way == kWalked) {
@@ -149,15 +163,16 @@ TPDE_FN void prefetch(const u32* p) {
 template <typename Word>
 TPDE_FN bool decode_chunk(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data, u32 data_words,
                           u32 deltas) {
-  Private<Ahead<Word>, kThreads> ahead;
+  Private<Ahead<Word>, kThreads> ahead = {};
   EACH_THREAD(t, kThreads) {
     if (t * kLineWords < data_words) prefetch(data + t * kLineWords);
     load_tile(b, 0, t, ahead[t]);
     const u32* steps = tables.at<u32>(tables.step_at);
-    for (u32 i = t; i < min_u32(tables.keys, kNearKeys); i += kThreads) s.step[i] = steps[i];
+    const u8* codes = tables.at<u8>(tables.code_at);
+    for (u32 i = t; i < min_u32(tables.keys, kNearKeys); i += kThreads) s.step[i] = steps[i], s.code[i] = codes[i];
     if (t < kClasses) {
       s.classes[t] = tables.classes[t];
-      s.progress[t] = Progress{0, 0, 0, 0, 0, 0};
+      s.progress[t] = Progress{0, 0, 0, 0};
       for (u32 i = 0; i < kPages; i++) s.notes.listed.page[t][i] = 0xffff;
     }
     if (t == 0) {
@@ -173,6 +188,7 @@ TPDE_FN bool decode_chunk(Shared<Word>& s, const Block<Word>& b, const Tables& t
     }
   }
   if (failed(s)) return false;
+  EACH_THREAD(t, kThreads) { read_lane_length(s, data, t); }
   const Way way = way_of<Word>(s.head, tables, b.words);
   scan_quotients(s, data, way != kSerially);
   if (failed(s)) return false;

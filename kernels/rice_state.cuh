@@ -5,6 +5,7 @@
 #include "bits.cuh"
 #include "group.cuh"
 #include "residual.cuh"
+#include "rice_near.cuh"
 #include "threads.cuh"
 #ifdef QUANT
 #include "dequant.cuh"
@@ -16,6 +17,7 @@ const u32 kThreads = 256;  // of a block, which decodes one chunk, as rice.cu sa
 const u32 kWarps = kThreads / 32;
 const u32 kClasses = 8;
 const u32 kDense = 7;           // the class in which every word has a value
+const u32 kMaxCodes = 64;       // of interval codes
 const u32 kMaxLanes = 32;
 const u32 kLaneValues = 128;
 const u32 kShortWords = 65536;  // positions in chunks of at most so many words have 16 bits
@@ -60,16 +62,18 @@ struct CodeInfo {
 //   u32 step[keys]      1 in the half byte of the key's class
 //   u8 code[keys]       interval code of the key's context
 //   u64 symbol[]        first residual word of each interval
-//   u32 entry[]         for each code 2^peek: bits of code and plain bits in bits
-//                       0-6, plain bits in bits 7-12, symbol in bits 16-31
+//   u32 entry[]         for each code 2^peek. Words of up to 16 bits: bits of code
+//                       and plain bits in bits 0-4, and in bits 16-31 what they,
+//                       as a number, are less than the word. Others: those bits in
+//                       bits 0-6, plain bits in bits 7-12, symbol in bits 16-31
 struct Tables {
   u32 shift;        // key of a word: word >> shift & (keys - 1); of 64-bit words, of the upper half
   u32 keys;         // a power of two, at most 4096
   u32 zero_class;   // class of key 0
-  u32 gap_classes;
+  u32 entries;
   u32 step_at, code_at, symbol_at, entry_at;  // bytes from here
   ClassInfo classes[kClasses];
-  CodeInfo codes[64];
+  CodeInfo codes[kMaxCodes];
 
   template <typename T>
   TPDE_FN const T* at(u32 bytes) const {
@@ -134,8 +138,17 @@ struct Progress {
   u32 begin;   // and without this one
   u32 done;    // events in the tiles so far, this one included
   u32 first;   // and without this one
-  u32 from;    // entry of the list that the first one in the tile has
-  u32 bias;    // of ranks in the list: the rank of the tile's first word
+};
+
+// What becomes of a word that is found.
+enum Note : u32 { kSign, kPosition, kPositionAndCode };
+
+// Where the events of a class in a tile are.
+struct alignas(16) Found {
+  u32 from;  // entry of the list that the first one has
+  u32 bias;  // of ranks in the list: the rank of the tile's first word
+  u32 note;  // a Note
+  u32 at;    // the bit of the first one's sign, or the byte of the list for its code
 };
 
 // The next event of a gap class. Of no more events, the rank is kBits.
@@ -174,17 +187,21 @@ struct Shared {
   alignas(16) Group tile[Shape<Word>::kGroups];  // base words, swizzled; at last Word values[kTileWords]
   Counts before[Shape<Word>::kGroups];  // words of each class in the segment before the group
   alignas(sizeof(u32) * kNearKeys) u32 step[kNearKeys];
-  u16 list[kMaxList];                   // events: the low 16 bits of their ranks, then of their positions
+  u8 code[kNearKeys];                   // of each key, if all of them fit
+  // Events: the low 16 bits of their ranks, then of their positions. Behind them,
+  // unless the chunk is walked, a byte for the code of each value.
+  u16 list[kMaxList];
   alignas(16) u16 total[Shape<Word>::kSegments][kClasses];  // words of each class, in the order of total_index
   u16 segment[kClasses][Shape<Word>::kSegments];  // words of each class in the tile before the segment
   ClassInfo classes[kClasses];
   Progress progress[kClasses];
+  Found found[kClasses];
   alignas(16) u32 events[kClasses];     // in the tile
   u32 value_bit[kClasses];              // where the values of a class start, and the last ones found end
   u32 value_end;
   Notes notes;
   u32 sums[kWarps];
-  u32 lane_start[kMaxLanes];            // bit of the first value of a lane
+  u32 lane_start[kMaxLanes];            // bits of the lane before, then the bit of its own first value
   u32 lane_word[kMaxLanes];             // its first dense word, if it walks
   Head head;
   u32 far_events;

@@ -24,17 +24,20 @@ TPDE_FN bool is_whole(const Block<Word>& b, u32 first) {
   return b.aligned && b.words >= Shape<Word>::kTileWords && first <= b.words - Shape<Word>::kTileWords;
 }
 
-// Loads thread t's groups of the tile at word `first`, if it is a whole one. A
-// quantised base is not loaded ahead.
+// The first group of a tile that thread t loads; the others follow, 32 apart. A
+// warp loads what it counts, so that it waits for no other.
+template <typename Word>
+TPDE_FN u32 first_group(u32 t) { return t / 32 * (32 * Shape<Word>::kStretch) + t % 32; }
+
+// Loads thread t's groups of the tile at word `first`, if it is a whole one; they
+// have been zeros, and stay so without a base. A quantised base is not loaded ahead.
 template <typename Word>
 TPDE_FN void load_tile(const Block<Word>& b, u32 first, u32 t, Ahead<Word>& a) {
 #ifndef QUANT
-  if (!is_whole(b, first)) return;
+  if (!is_whole(b, first) || !b.base) return;
+  const Word* from = b.base + (first + first_group<Word>(t) * Shape<Word>::kPer);
 #pragma unroll
-  for (u32 j = 0; j < Shape<Word>::kStretch; j++) {
-    const u32 word = first + (t + j * kThreads) * Shape<Word>::kPer;
-    a.g[j] = b.base ? load_whole(b.base + word) : Group{{0, 0, 0, 0}};
-  }
+  for (u32 j = 0; j < Shape<Word>::kStretch; j++) a.g[j] = load_whole(from + j * 32 * Shape<Word>::kPer);
 #endif
 }
 
@@ -42,28 +45,30 @@ TPDE_FN void load_tile(const Block<Word>& b, u32 first, u32 t, Ahead<Word>& a) {
 // other tiles are loaded here, one by one, with zeros behind the last.
 template <typename Word>
 TPDE_FN void stage_tile(Shared<Word>& s, const Block<Word>& b, u32 first, u32 t, const Ahead<Word>& a, bool copy) {
-  const u32 per = Shape<Word>::kPer;
+  const u32 per = Shape<Word>::kPer, group = first_group<Word>(t);
   if (is_whole(b, first)) {
+    Word* to = b.dst + (first + group * per);
 #ifdef QUANT
 #pragma unroll 1
 #else
 #pragma unroll
 #endif
     for (u32 j = 0; j < Shape<Word>::kStretch; j++) {
-      const u32 i = t + j * kThreads;
+      const u32 i = group + j * 32;
 #ifdef QUANT
       const Group g = dequant(*b.quantised, b.first + first + i * per, per);
 #else
       const Group g = a.g[j];
 #endif
       store_shared(&s.tile[swizzle<Word>(i)], g);
-      if (copy) store_whole(b.dst + first + i * per, g);
+      if (copy) store_whole(to + j * 32 * per, g);
     }
     return;
   }
   Word* tile = reinterpret_cast<Word*>(s.tile);
 #pragma unroll 1
-  for (u32 i = t; i < Shape<Word>::kTileWords; i += kThreads) {
+  for (u32 n = 0; n < Shape<Word>::kStretch * per; n++) {
+    const u32 i = t / 32 * (32 * Shape<Word>::kStretch * per) + n * 32 + t % 32;
     const bool inside = i < b.words - first;
     const Word w = inside ? base_word(b, first + i) : (Word)0;
     tile[swizzle<Word>(i / per) * per + i % per] = w;
@@ -74,20 +79,27 @@ TPDE_FN void stage_tile(Shared<Word>& s, const Block<Word>& b, u32 first, u32 t,
 // The steps of keys: in shared memory, unless there are many. An offset is that
 // of a key's step in bytes; it comes from a rotated word, of which all other
 // bits are masked off.
-template <typename Word, bool Near>
+template <typename Word, bool InShared>
 struct Steps {
-  const u32* steps;  // shared memory if Near, else global memory
+  const u32* steps;  // shared memory if InShared, else global memory
+  const u8* codes;   // the same
   u32 near;          // address in shared memory: a multiple of the size of the steps
   u32 rotate;
   u32 mask;
 
   TPDE_FN Steps(const Shared<Word>& s, const Tables& tables) {
-    steps = Near ? s.step : tables.at<u32>(tables.step_at);
+    steps = InShared ? s.step : tables.at<u32>(tables.step_at);
+    codes = InShared ? s.code : tables.at<u8>(tables.code_at);
 #ifdef __CUDA_ARCH__
     near = (u32)__cvta_generic_to_shared(s.step);
 #endif
     rotate = (tables.shift - 2) & 31;
     mask = (tables.keys - 1) * (u32)sizeof(u32);
+  }
+  // The code of a word's context.
+  TPDE_FN u8 code(Word w) const {
+    const u32 x = sizeof(Word) == 8 ? (u32)((u64)w >> 32) : (u32)w;
+    return codes[((rotate ? x >> rotate | x << (32 - rotate) : x) & mask) / sizeof(u32)];
   }
   // The step of word j of a group; j is known when this is compiled.
   TPDE_FN u32 step(const Group& g, u32 j) const {
@@ -96,7 +108,7 @@ struct Steps {
     const u32 right = (rotate + j % per * 8 * (u32)sizeof(Word)) & 31;
 #ifdef __CUDA_ARCH__
     const u32 rotated = __funnelshift_r(x, x, right);
-    if (Near) {  // mask and address in one instruction
+    if (InShared) {  // mask and address in one instruction
       u32 v;
       asm("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"((rotated & mask) | near));
       return v;
@@ -116,8 +128,8 @@ struct Stretch {
   Counts all;
 };
 
-template <typename Word, bool Near>
-TPDE_FN void count_stretch(const Shared<Word>& s, const Steps<Word, Near>& steps, u32 t, Stretch<Word>& sum) {
+template <typename Word, bool InShared>
+TPDE_FN void count_stretch(const Shared<Word>& s, const Steps<Word, InShared>& steps, u32 t, Stretch<Word>& sum) {
   sum.all = Counts{0, 0};
 #pragma unroll
   for (u32 j = 0; j < Shape<Word>::kStretch; j++) {
@@ -178,12 +190,13 @@ TPDE_FN void store_counts(Shared<Word>& s, u32 t, const Stretch<Word>& sum, Coun
   store_shared(s.total[t / Shape<Word>::kSegmentThreads], all);
 }
 
-// Counts the words of a tile. It holds no barriers; the tile is staged before,
-// and the counts are read after one.
-template <typename Word, bool Near>
-TPDE_FN void count_tile(Shared<Word>& s, const Steps<Word, Near>& steps) {
+// Counts the words of a tile. It holds no barriers; each warp has staged its part
+// of the tile, and the counts are read after one.
+template <typename Word, bool InShared>
+TPDE_FN void count_tile(Shared<Word>& s, const Steps<Word, InShared>& steps) {
   Private<Stretch<Word>, kThreads> sum;
   Private<Counts, kThreads> before;
+  sync_warp();
   EACH_THREAD(t, kThreads) {
     count_stretch(s, steps, t, sum[t]);
     before[t] = sum[t].all;
@@ -229,21 +242,21 @@ TPDE_FN u32 class_words(Shared<Word>& s, const Block<Word>& b, u32 first, u32 c)
   return scan_class(s, c) - (c == s.zero_class ? Shape<Word>::kTileWords - words : 0);
 }
 
-// Whether an event of the list is among the `count` words of its class from rank
-// `begin` on, if it is not before them.
+// By how much the rank of an event of the list is above `begin`, if it is not
+// below it.
 template <typename Word>
-TPDE_FN bool is_within(const Shared<Word>& s, u32 event, u32 begin, u32 count) {
-  bool within = (u16)(s.list[event] - begin) < count;
+TPDE_FN u32 rank_above(const Shared<Word>& s, u32 event, u32 begin) {
+  u32 above = (u16)(s.list[event] - begin);
   // Where distances are large, low bits do not tell.
 #pragma unroll 1
   for (u32 k = 0; k < s.far_events; k++) {
-    if (s.notes.listed.far[k].event == event) within = s.notes.listed.far[k].rank - begin < count;
+    if (s.notes.listed.far[k].event == event) above = s.notes.listed.far[k].rank - begin;
   }
-  return within;
+  return above;
 }
 
-// A warp counts the events from `from` up to `end` that are within that range:
-// all of them up to one that is not.
+// A warp counts the events from `from` up to `end` that are among the `count`
+// words of their class from rank `begin` on: all of them up to one that is not.
 template <typename Word>
 TPDE_FN u32 count_within(const Shared<Word>& s, u32 from, u32 end, u32 begin, u32 count) {
   u32 n = 0;
@@ -251,12 +264,12 @@ TPDE_FN u32 count_within(const Shared<Word>& s, u32 from, u32 end, u32 begin, u3
   const u32 lane = threadIdx.x & 31;
   for (;;) {
     const u32 i = from + n + lane;
-    const u32 others = __ballot_sync(0xffffffffu, i >= end || !is_within(s, i, begin, count));
+    const u32 others = __ballot_sync(0xffffffffu, i >= end || rank_above(s, i, begin) >= count);
     if (others != 0) return n + __ffs(others) - 1;
     n += 32;
   }
 #else
-  while (from + n < end && is_within(s, from + n, begin, count)) n++;
+  while (from + n < end && rank_above(s, from + n, begin) < count) n++;
   return n;
 #endif
 }
@@ -269,32 +282,32 @@ struct Place {
 };
 
 // The word of the tile that is number n of class c in it; it has more than n.
-template <typename Word, bool Near>
-TPDE_FN Place<Word> locate(const Shared<Word>& s, const Steps<Word, Near>& steps, u32 c, u32 n) {
+template <typename Word, bool InShared>
+TPDE_FN Place<Word> locate(const Shared<Word>& s, const Steps<Word, InShared>& steps, u32 c, u32 n) {
   typedef Shape<Word> Sh;
-  u32 segment = 0;
+  const Near segments = Near::of(s.segment[c]), counts = Near::of(s.before).plus(byte_of(c));
+  const u32 half = sizeof(u16), each = sizeof(Counts);
+  Near segment = segments;
 #pragma unroll
   for (u32 d = Sh::kSegments / 2; d > 0; d /= 2) {
-    if (s.segment[c][segment + d] <= n) segment += d;
+    segment.step_if(d * half, segment.plus(d * half).half(), n);
   }
-  n -= s.segment[c][segment];
-  const u8* before = reinterpret_cast<const u8*>(s.before) + byte_of(c);
-  u32 group = segment * Sh::kSegmentGroups;
+  n -= segment.half();
+  Near before = counts.plus(segment.minus(segments) * (Sh::kSegmentGroups * each / half));
 #pragma unroll
   for (u32 d = Sh::kSegmentGroups / 2; d > 0; d /= 2) {
-    if (before[(group + d) * sizeof(Counts)] <= n) group += d;
+    before.step_if(d * each, before.plus(d * each).byte(), n);
   }
-  n -= before[group * sizeof(Counts)];
+  n -= before.byte();
+  const u32 group = before.minus(counts) / each;
   const Group* slot = s.tile + swizzle<Word>(group);
   const Group g = load_whole(slot);
   const u32 bit = 1u << 4 * c;
-  u32 word = 0;
+  u32 word = Sh::kPer;
 #pragma unroll
   for (u32 j = 0; j < Sh::kPer; j++) {
-    if (steps.step(g, j) & bit) {
-      if (n == 0) word = j;
-      n--;
-    }
+    add_if_any(n, 0xffffffff, steps.step(g, j) & bit);  // negative once the word has been passed
+    word += (u32)((int)n >> 31);
   }
   return Place<Word>{group * Sh::kPer + word, reinterpret_cast<const Word*>(slot)[word]};
 }
@@ -325,17 +338,16 @@ struct Numbering {
 
 // The word of the tile that event i of class c is at. A dense word's number is
 // its rank.
-template <typename Word, bool Near>
-TPDE_FN Place<Word> locate_event(const Shared<Word>& s, const Steps<Word, Near>& steps, u32 c, u32 i) {
-  const Progress& p = s.progress[c];
-  return locate(s, steps, c, c == kDense ? i : (u16)(s.list[p.from + i] - p.bias));
+template <typename Word, bool InShared>
+TPDE_FN Place<Word> locate_event(const Shared<Word>& s, const Steps<Word, InShared>& steps, u32 c, u32 i) {
+  const Found& f = s.found[c];
+  return locate(s, steps, c, c == kDense ? i : (u16)(s.list[f.from + i] - f.bias));
 }
 
-// Moves a word of the tile at word `first` by one unit, as a sign says.
+// Moves a word of the tile at word `first` by one unit, as a sign bit says.
 template <typename Word>
-TPDE_FN void apply_sign(const Shared<Word>& s, const Block<Word>& b, const u32* data, u32 first, const Place<Word>& place, u32 sign) {
-  const Word v = (Word)1 - (Word)(bit_at(data, s.head.bits / 32, sign) << 1);
-  b.dst[first + place.at] = apply<Word>(place.word, v);
+TPDE_FN void apply_sign(const Block<Word>& b, u32 first, const Place<Word>& place, u32 sign) {
+  b.dst[first + place.at] = apply<Word>(place.word, (Word)((Word)1 - (Word)(sign << 1)));
 }
 
 }  // namespace rice

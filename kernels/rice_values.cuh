@@ -1,15 +1,36 @@
 // rice_values.cuh - the values in interval codes of a chunk of the rice codec.
 //
-// Once the positions of all events with values are known, the codes of their
-// contexts are looked up, all at once; then each lane reads its values, one
-// after the other; then all of them are added to their words, at once.
+// Once the positions of all events with values are known, and the codes of their
+// contexts, each lane reads its values, one after the other; then all of them are
+// added to their words, at once. What a lane waits for at each value is the table
+// of its code: tables and strings are brought to shared memory before.
 #pragma once
 
 #include "rice_head.cuh"
 
 namespace rice {
 
-const u32 kListed = 64;  // flag of a code: the word is an exception
+const u32 kCodesAhead = 2;  // values whose codes are looked up ahead
+
+// The n & 31 high bits of w as a number.
+TPDE_FN u32 top_bits(u32 w, u32 n) {
+#ifdef __CUDA_ARCH__
+  return __funnelshift_l(w, 0, n);
+#else
+  n &= 31;
+  return n ? w >> (32 - n) : 0;
+#endif
+}
+
+// 32 bits of high and low, from bit n & 31 of high on.
+TPDE_FN u32 bits_between(u32 high, u32 low, u32 n) {
+#ifdef __CUDA_ARCH__
+  return __funnelshift_l(low, high, n);
+#else
+  n &= 31;
+  return n ? high << n | low >> (32 - n) : high;
+#endif
+}
 
 // The first value of a lane; `lanes` for l gives their number.
 TPDE_FN u32 first_value(const Head& h, u32 l) { return l * h.values / h.lanes; }
@@ -24,9 +45,13 @@ TPDE_FN Word read_value(Bits& bits, const Tables& tables, const CodeInfo& code) 
 #else
   const u32 entry = tables.at<u32>(tables.entry_at)[code.lookup + window];
 #endif
+  if (sizeof(Word) <= 2) {
+    bits.skip(entry & 31);
+    return (Word)(top_bits(head, entry) + (entry >> 16));
+  }
   const u32 total = entry & 127, raw = entry >> 7 & 63, length = total - raw;
   const Word start = (Word)tables.at<u64>(tables.symbol_at)[entry >> 16];
-  if (sizeof(Word) <= 2 || total <= 32) {  // at most 26 bits for 16-bit words
+  if (total <= 32) {
     bits.skip(total);
     return start + (Word)(raw ? head << length >> (32 - raw) : 0);
   }
@@ -35,14 +60,20 @@ TPDE_FN Word read_value(Bits& bits, const Tables& tables, const CodeInfo& code) 
   return start + (Word)(high << 32 | bits.take(min_u32(raw, 32)));
 }
 
-// Sums up the lane table. The values start at `at`.
-TPDE_FN void read_lane_table(const Head& h, const u32* data, u32 at, u32* lane_start) {
-  for (u32 l = 0; l < h.lanes; l++) {
-    lane_start[l] = at;
-    if (l + 1 == h.lanes) break;
-    // At most 2^29 + 2^31 bits a lane; a sum beyond the data stays there.
-    const u64 next = (u64)at + h.least + bits_at(data, h.bits / 32, h.lane_table + l * h.width, h.width);
-    at = next < kBits ? (u32)next : kBits;
+// Reads what the lane table has for lane t: at most 2^29 + 2^31 bits.
+template <typename Word>
+TPDE_FN void read_lane_length(Shared<Word>& s, const u32* data, u32 t) {
+  const Head& h = s.head;
+  if (t + 1 < h.lanes) s.lane_start[t + 1] = h.least + bits_at(data, h.bits / 32, h.lane_table + t * h.width, h.width);
+}
+
+// Makes lengths starts. A sum beyond the data stays there.
+template <typename Word>
+TPDE_FN void sum_lanes(Shared<Word>& s) {
+  u32 at = s.lane_start[0] = s.head.quotient_at[kDense];
+  for (u32 l = 1; l < s.head.lanes; l++) {
+    const u64 next = (u64)at + s.lane_start[l];
+    s.lane_start[l] = at = next < kBits ? (u32)next : kBits;
   }
 }
 
@@ -58,13 +89,80 @@ TPDE_FN bool lane_ends(const Shared<Word>& s, const u32* data, u32 l, u32 bit) {
   return l + 1 == s.head.lanes ? ends_at(s.head, data, bit) : bit == s.lane_start[l + 1];
 }
 
-// The lane that a thread reads. Neighbouring ones are in different warps, which
-// then run side by side.
-TPDE_FN u32 lane_of(u32 t) { return t / 32 + t % 32 * kWarps; }
+// The byte of the list that the code of the first value has. Those of all others
+// follow in their order.
+TPDE_FN u32 codes_at(const Head& h) { return 2 * (h.gap_events + h.events[kDense]); }
+
+template <typename Word>
+TPDE_FN u8* codes_of(Shared<Word>& s) {
+  return reinterpret_cast<u8*>(s.list) + codes_at(s.head);
+}
+
+// A code as lanes use it.
+struct alignas(8) NearCode {
+  Near entry;  // the first one
+  u32 peek;
+};
+
+TPDE_FN NearCode load_code(Near at) {
+#ifdef __CUDA_ARCH__
+  NearCode v;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.entry.address), "=r"(v.peek) : "r"(at.address));
+  return v;
+#else
+  return *reinterpret_cast<const NearCode*>(at.address);
+#endif
+}
+
+// What the tile and its counts leave when all of them are done: first the values,
+// then what lanes need, if it fits.
+struct Room {
+  u32 codes;    // byte of NearCode[kMaxCodes]
+  u32 strings;  // byte of the words behind the quotients, in the byte order of numbers, and a zero
+  u32 entries;  // byte
+  u32 first;    // word of the data that the strings start with
+  u32 last;     // number of the zero
+  bool fits;
+
+  template <typename Word>
+  TPDE_FN Room(const Shared<Word>& s, const Tables& tables) {
+    const u32 bytes = sizeof(s.tile) + sizeof(s.before);
+    first = s.head.quotient_at[kDense] / 32;
+    last = s.head.bits / 32 - first;
+    codes = (s.head.values * (u32)sizeof(Word) + 7) / 8 * 8;
+    strings = codes + kMaxCodes * (u32)sizeof(NearCode);
+    entries = strings + 4 * (last + 1);
+    fits = sizeof(Word) <= 2 && last < bytes / 4 && tables.entries < bytes / 4 && entries + 4 * tables.entries <= bytes;
+  }
+};
+
+// T[] at a byte of the room.
+template <typename T, typename Word>
+TPDE_FN T* room_at(Shared<Word>& s, u32 byte) {
+  return reinterpret_cast<T*>(reinterpret_cast<u8*>(s.tile) + byte);
+}
 
 template <typename Word>
 TPDE_FN Word* values_of(Shared<Word>& s) {
-  return reinterpret_cast<Word*>(s.tile);
+  return room_at<Word>(s, 0);
+}
+
+template <typename Word>
+TPDE_FN Near near_room(Shared<Word>& s, u32 byte) {
+  return Near::of(s.tile).plus(byte);
+}
+
+// Thread t's share in filling the room.
+template <typename Word>
+TPDE_FN void fill_room(Shared<Word>& s, const Room& room, const Tables& tables, const u32* data, u32 t) {
+  if (t < kMaxCodes) {
+    const CodeInfo& code = tables.codes[t];
+    room_at<NearCode>(s, room.codes)[t] = NearCode{near_room(s, room.entries + 4 * code.lookup), code.peek};
+  }
+  u32* strings = room_at<u32>(s, room.strings);
+  for (u32 i = t; i <= room.last; i += kThreads) strings[i] = i < room.last ? byte_swap(data[room.first + i]) : 0;
+  const u32* entries = tables.at<u32>(tables.entry_at);
+  for (u32 i = t; i < tables.entries; i += kThreads) room_at<u32>(s, room.entries)[i] = entries[i];
 }
 
 // The position of event i of class c, once the list has its low bits.
@@ -76,67 +174,94 @@ TPDE_FN u32 position_of(const Shared<Word>& s, u32 c, u32 i) {
   return page * kPageWords + s.list[s.head.start[c] + i];
 }
 
-// Looks up the codes of thread t's values. The list has the positions of all
-// events with values.
-template <typename Word>
-TPDE_FN void look_up_codes(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data, u32 t) {
-  const Head& h = s.head;
-  const u8* code = tables.at<u8>(tables.code_at);
-  for (u32 c = 0; c < kClasses; c++) {
-    if (s.classes[c].kind != kValued) continue;
-    for (u32 i = t; i < h.events[c]; i += kThreads) {
-      const u32 p = position_of(s, c, i);
-      u32 number = code[key_of_word(tables, base_word(b, p))];
-      if (c == kDense && h.exceptions > 0 && is_exception(h, data, p, b.words)) number |= kListed;
-      values_of(s)[h.values_at[c] + i] = (Word)number;
-    }
-  }
-}
-
-// Replaces the codes of a lane by its values.
+// Reads the values of a lane.
 template <typename Word>
 TPDE_FN void read_lane(Shared<Word>& s, const Tables& tables, const u32* data, u32 l) {
   const Head& h = s.head;
-  const u32 end = first_value(h, l + 1);
-  u32 i = first_value(h, l);
-  if (s.lane_start[l] > h.bits) {
-    raise(&s.bad);
-    return;
-  }
+  const u8* codes = codes_of(s);
+  Word* values = values_of(s);
   Bits bits;
   bits.start(data, h.bits / 32, s.lane_start[l]);
-  Word* values = values_of(s);
-  // The code of a value does not depend on the values before: it is looked up
-  // while they are read.
-  u32 number = i < end ? (u32)values[i] : 0;
-  CodeInfo code = tables.codes[number % kListed];
-  for (; i < end; i++) {
-    const u32 next_number = i + 1 < end ? (u32)values[i + 1] : 0;
-    const CodeInfo next = tables.codes[next_number % kListed];
-    const Word v = read_value<Word>(bits, tables, code);
-    const bool listed = number >= kListed;
-    if (listed && v != (Word)code.placeholder) raise(&s.bad);
-    values[i] = listed ? (Word)0 : v;
-    number = next_number;
-    code = next;
-  }
+  const u32 end = first_value(h, l + 1);
+  for (u32 i = first_value(h, l); i < end; i++) values[i] = read_value<Word>(bits, tables, tables.codes[codes[i]]);
   if (!lane_ends(s, data, l, bits.position())) raise(&s.bad);
 }
 
-// Adds thread t's values to their words.
+// The same from the room. A word of the string is loaded ahead, and so are codes.
 template <typename Word>
-TPDE_FN void apply_values(Shared<Word>& s, const Block<Word>& b, u32 t) {
+TPDE_FN void read_near_lane(Shared<Word>& s, const Room& room, const u32* data, u32 l) {
+  const Head& h = s.head;
+  const u32 start = s.lane_start[l] - room.first * 32, each = sizeof(NearCode);
+  const Near codes = near_room(s, room.codes), strings = near_room(s, room.strings), last = strings.plus(4 * room.last);
+  Near next = strings.plus(4 * min_u32(start / 32, room.last));
+  u32 high = next.word();
+  next = next.plus(4).up_to(last);
+  u32 low = next.word();
+  next = next.plus(4).up_to(last);
+  u32 ahead = next.word();
+  // Bits from the start of a word on, in bits 0-15: a lane has at most 256 values
+  // of at most 26 bits. Above, biases add up to what means nothing.
+  u32 position = start & 31;
+  const u32 begin = first_value(h, l), count = first_value(h, l + 1) - begin;
+  const u8* number = codes_of(s) + begin;
+  Word* values = values_of(s) + begin;
+  NearCode code_after = load_code(codes.plus(each * number[0]));
+  u32 number_after = number[1];
+#pragma unroll 1
+  for (u32 i = 0; i < count; i++) {
+    const NearCode code = code_after;
+    code_after = load_code(codes.plus(each * number_after));
+    number_after = number[i + kCodesAhead];
+    const u32 window = bits_between(high, low, position);
+    const u32 entry = code.entry.plus(4 * top_bits(window, code.peek)).word();
+    values[i] = (Word)(top_bits(window, entry) + (entry >> 16));
+    const u32 to = position + entry;
+    if ((to ^ position) & 32) {
+      high = low;
+      low = ahead;
+      next = next.plus(4).up_to(last);
+    }
+    ahead = next.word();
+    position = to;
+  }
+  if (!lane_ends(s, data, l, s.lane_start[l] + (position & 0xffff) - (start & 31))) raise(&s.bad);
+}
+
+// Adds thread t's values to their words, several at a time, since it waits for
+// the words.
+template <typename Word>
+TPDE_FN void apply_values(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data, u32 t) {
+  const u32 kAtOnce = 4;
   const Head& h = s.head;
   u32 changed = 0;
-  for (u32 c = 0; c < kClasses; c++) {
-    if (s.classes[c].kind != kValued) continue;
-    for (u32 i = t; i < h.events[c]; i += kThreads) {
-      const Word v = values_of(s)[h.values_at[c] + i];
-      if (v != 0) {
-        const u32 p = position_of(s, c, i);
-        b.dst[p] = apply<Word>(base_word(b, p), v);
-        changed += c == kDense;  // events of gap classes have been counted
-      } else if (c != kDense) {
+#pragma unroll 1
+  for (u32 first = t; first < h.values; first += kAtOnce * kThreads) {
+    u32 at[kAtOnce];
+    Word base[kAtOnce];
+#pragma unroll
+    for (u32 j = 0; j < kAtOnce; j++) {
+      const u32 n = first + j * kThreads;
+      if (n >= h.values) break;
+      u32 c = 0;
+#pragma unroll
+      for (u32 k = 1; k < kClasses; k++) {
+        if (n >= h.values_at[k]) c = k;
+      }
+      at[j] = position_of(s, c, n - h.values_at[c]);
+      base[j] = base_word(b, at[j]);
+    }
+#pragma unroll
+    for (u32 j = 0; j < kAtOnce; j++) {
+      const u32 n = first + j * kThreads;
+      if (n >= h.values) break;
+      const bool dense = n >= h.values_at[kDense];
+      const Word v = values_of(s)[n];
+      if (dense && h.exceptions > 0 && is_exception(h, data, at[j], b.words)) {
+        if (v != (Word)tables.codes[codes_of(s)[n]].placeholder) raise(&s.bad);
+      } else if (v != 0) {
+        b.dst[at[j]] = apply<Word>(base[j], v);
+        changed += dense;  // events of gap classes have been counted
+      } else if (!dense) {
         raise(&s.bad);  // an unchanged word has no event
       }
     }
@@ -144,22 +269,31 @@ TPDE_FN void apply_values(Shared<Word>& s, const Block<Word>& b, u32 t) {
   if (changed) add_shared(&s.deltas, changed);
 }
 
-// Reads and applies all values of a chunk that has at most kMaxList events and
-// kTileWords values.
+// Reads and applies all values of a chunk whose events and codes fit into the
+// list, and the values into the tile.
 template <typename Word>
 TPDE_FN void decode_values(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data) {
-  const Head& h = s.head;
+  const Room room(s, tables);
   EACH_THREAD(t, kThreads) {
-    if (t == 0) read_lane_table(h, data, h.quotient_at[kDense], s.lane_start);
-    look_up_codes(s, b, tables, data, t);
+    if (t == 0) sum_lanes(s);
+    if (t < kCodesAhead) codes_of(s)[s.head.values + t] = 0;
+    if (room.fits) fill_room(s, room, tables, data, t);
   }
   barrier();
+  // The lanes of a warp take little longer than one of them.
   EACH_THREAD(t, kThreads) {
-    const u32 l = lane_of(t);
-    if (l < h.lanes) read_lane(s, tables, data, l);
+    if (t < s.head.lanes) {
+      if (s.lane_start[t] > s.head.bits) {
+        raise(&s.bad);
+      } else if (room.fits) {
+        read_near_lane(s, room, data, t);
+      } else {
+        read_lane(s, tables, data, t);
+      }
+    }
   }
   barrier();
-  EACH_THREAD(t, kThreads) { apply_values(s, b, t); }
+  EACH_THREAD(t, kThreads) { apply_values(s, b, tables, data, t); }
 }
 
 }  // namespace rice

@@ -72,6 +72,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     )  # fmt: skip
     library = ctypes.CDLL(str(path))
     library.dequant.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint64, ctypes.c_uint64]
+    library.dequant_run.argtypes = library.dequant.argtypes
+    library.dequant_run.restype = ctypes.c_uint64
     library.group_of.argtypes = [ctypes.c_void_p, ctypes.c_uint64]
     library.group_of.restype = ctypes.c_uint64
     return library
@@ -82,6 +84,22 @@ def on_host(library: ctypes.CDLL, q: quant.QuantizedTensor, first: int, count: i
     descriptor = ctypes.create_string_buffer(q.descriptor(), quant.DESCRIPTOR_BYTES)
     library.dequant(out.data_ptr(), descriptor, NUMBERS[q.dtype], first, count)
     return out
+
+
+def test_runs_are_what_kernels_take_fast(library: ctypes.CDLL) -> None:
+    """From any whole word of codes to any end, if groups are powers of two; else they are refused."""
+    runs = 0
+    for q, expected in reference():
+        descriptor = ctypes.create_string_buffer(q.descriptor(), quant.DESCRIPTOR_BYTES)
+        n = q.numel()
+        for first in range(0, min(n, 2000), 32):
+            for count in {n - first, min(n - first, 8), min(n - first, 100)}:
+                out = torch.empty(count, dtype=q.dtype)
+                done = library.dequant_run(out.data_ptr(), descriptor, NUMBERS[q.dtype], first, count)
+                assert_same_bits(out[:done], expected.reshape(-1)[first : first + done])
+                runs += done > 0
+        assert library.dequant_run(out.data_ptr(), descriptor, NUMBERS[q.dtype], 8, 8) == 0
+    assert runs > 100
 
 
 def test_kernel_code_computes_the_reference(library: ctypes.CDLL) -> None:
@@ -243,6 +261,12 @@ def test_bitsandbytes_refusals() -> None:
 
 KERNEL = """
 #include "dequant.cuh"
+template <u32 kKind, u32 kBits, u32 kTarget>
+__device__ Group dequant_as(const quant::QuantBase& q, u64 first, u32 count) {
+  const quant::Fetched f = quant::fetch<kTarget>(q, first, count);
+  return quant::dequant_group<kKind, kBits, kTarget>(quant::values_of(q), f, (u32)first, count);
+}
+
 extern "C" __global__ void dequant(const quant::QuantBase* base, uint4* dst, u64 elems) {
   __shared__ quant::QuantBase q;
   u32 i = threadIdx.x;
@@ -304,7 +328,7 @@ def test_nvrtc_compiles_it(arch: int, target: int) -> None:
 def test_nvrtc_compiles_each_layout(kind: str, bits: int) -> None:
     ptx = compile_cuda(
         KERNEL, "-std=c++17", "--gpu-architecture=compute_90", "-DTARGET=11u",
-        f"-DDEQUANT=quant::dequant_group<quant::{kind},{bits},TARGET>",
+        f"-DDEQUANT=dequant_as<quant::{kind},{bits},TARGET>",
     )  # fmt: skip
     assert ".local" not in ptx
 

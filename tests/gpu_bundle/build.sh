@@ -36,6 +36,10 @@ if [ -n "${GPU_WHEELS:-}" ]; then
   # shellcheck disable=SC2086  # a list
   "$python" -m pip download --quiet --no-deps --only-binary=:all: --dest "$new/wheels" $GPU_WHEELS
 fi
+# bitsandbytes comes with a library for each version of CUDA and of others: 43 MB, of which a machine needs 4.
+for wheel in "$new"/wheels/bitsandbytes-*.whl; do
+  [ ! -e "$wheel" ] || "$python" tests/gpu_bundle/slim_wheel.py "$wheel" 'libbitsandbytes_(cuda(?!130)|rocm|xpu)'
+done
 
 echo "== gputest, the tests and their data"
 "$go" test -c -tags gpu -trimpath -ldflags='-s -w' -o "$new/gputest" ./core/device/gputest

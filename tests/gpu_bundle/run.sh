@@ -6,6 +6,8 @@
 #
 #   test [pytest arguments]     the Python tests marked gpu
 #   bench [arguments]           tests/bench/bench_gpu.py; --help lists them
+#   bench-offload [arguments]   tests/bench/bench_offload.py, from a bundle of `make gpu-bundle-offload`
+#   trained [arguments]         tests/bench/trained_model.py
 #   gputest [go test flags]     the engine without Python: -test.v, -test.bench=.
 #   sanitize [go test flags]    gputest under compute-sanitizer, memcheck and racecheck
 #   python [arguments]          Python with tpde in its path
@@ -52,7 +54,7 @@ sanitize() {
 }
 
 command=${1:-}
-case $command in test | bench | gputest | sanitize | python) shift ;; *) usage ;; esac
+case $command in test | bench | bench-offload | trained | gputest | sanitize | python) shift ;; *) usage ;; esac
 
 install
 export PYTHONPATH=$bundle/site-packages${PYTHONPATH:+:$PYTHONPATH}
@@ -67,6 +69,8 @@ case $command in
   # shellcheck disable=SC2046  # file names without blanks
   test) exec "$python" -m pytest -p no:cacheprovider -m gpu $(grep -lE 'mark\.gpu|gpu_support' tests/test_*.py) "$@" ;;
   bench) exec "$python" tests/bench/bench_gpu.py "$@" ;;
+  bench-offload) exec "$python" tests/bench/bench_offload.py "$@" ;;
+  trained) exec "$python" tests/bench/trained_model.py "$@" ;;
   gputest) exec ./gputest "$@" ;;
   sanitize) sanitize "$@" ;;
   python) exec "$python" "$@" ;;

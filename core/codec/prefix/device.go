@@ -44,20 +44,18 @@ func DeviceTables(dt dtype.Type, data []byte) ([]byte, error) {
 }
 
 // DeviceShared returns how many bytes of shared memory the kernel takes for
-// expanded tables.
+// expanded tables: 32 bits for each key, aligned to all of them, and the entries.
 func DeviceShared(tables []byte) int {
 	le := binary.LittleEndian
-	return 2*int(le.Uint32(tables[16:])) + 4*int(le.Uint32(tables[20:]))
+	return 8*int(le.Uint32(tables[16:])) + 4*int(le.Uint32(tables[20:]))
 }
 
-// DeviceStage returns how many bytes of shared memory the bit strings of a
-// block take at most, of a chunk of so many words and bytes.
+// DeviceStage returns how many bytes of shared memory the kernel takes for a
+// block, but for its planes, of a chunk of so many words and bytes.
 func DeviceStage(dt dtype.Type, words, bytes int) int {
 	l := layoutOf(dt)
-	// The head comes before the strings; they lie as they lie in the blob, up
-	// to 12 bytes behind a multiple of 16.
-	n := bytes - l.planes()*2*words - 4 + 12
-	return alignUp(min(max(n, 0), blockWords*maxTotal/8+12), 16)
+	// It lies as it lies in the blob, up to 12 bytes behind a multiple of 16.
+	return alignUp(max(bytes-l.planes()*2*min(words, blockWords), 0)+12, 16)
 }
 
 func alignUp(n, to int) int { return (n + to - 1) / to * to }

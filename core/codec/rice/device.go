@@ -46,7 +46,11 @@ func DeviceTables(dt dtype.Type, data []byte) ([]byte, error) {
 		for _, symbol := range lookup {
 			s := &c.Symbols[symbol]
 			number := uint32(len(symbols)/8) + uint32(symbol)
-			entries = le.AppendUint32(entries, uint32(s.Length+s.Raw)|uint32(s.Raw)<<7|number<<16)
+			entry := uint32(s.Length+s.Raw) | uint32(s.Raw)<<7 | number<<16
+			if t.width <= 16 {
+				entry = uint32(s.Length+s.Raw) | uint32(s.Base-uint64(s.Bits)<<s.Raw)<<16
+			}
+			entries = le.AppendUint32(entries, entry)
 		}
 		for _, s := range c.Symbols {
 			symbols = le.AppendUint64(symbols, s.Base)
@@ -58,7 +62,7 @@ func DeviceTables(dt dtype.Type, data []byte) ([]byte, error) {
 	if t.width == 64 {
 		shift -= 32 // a key lies in the upper half
 	}
-	for _, v := range []uint32{uint32(shift), uint32(keys), uint32(classOf[0]), uint32(len(t.gaps))} {
+	for _, v := range []uint32{uint32(shift), uint32(keys), uint32(classOf[0]), uint32(len(entries) / 4)} {
 		out = le.AppendUint32(out, v)
 	}
 	parts := [][]byte{steps, codes, symbols, entries}

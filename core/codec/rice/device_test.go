@@ -40,7 +40,7 @@ func TestDeviceTables(t *testing.T) {
 	const codes = steps + 4*2048
 	const symbols = codes + 2048
 	const entries = symbols + 8*3
-	words("head", 0, 20, 2048, dense, 2, steps, codes, symbols, entries)
+	words("head", 0, 20, 2048, dense, 3, steps, codes, symbols, entries)
 	words("classes", 32, 9, kindUnit, 3, 70, 2, kindValued, 1, 5, 0, kindAbsent)
 	words("dense class", 32+16*dense, 0, kindValued, 6, 1000)
 	words("codes", 160, 0, 0, 0, 1<<8, 1, 1, 0, 1<<31) // of the second, the symbol with fewer bits stands for others

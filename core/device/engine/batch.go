@@ -21,9 +21,9 @@ type item struct {
 }
 
 type batch struct {
-	items          uint32
-	chunksPerBlock uint32
-	item           [maxItems]item
+	items uint32
+	units uint32
+	item  [maxItems]item
 }
 
 var batches = sync.Pool{New: func() any { return new(batch) }}
@@ -61,28 +61,27 @@ func groupOne(l *limits, jobs []Job, k kernelID, kernel func(*Job) kernelID, b *
 	if err != nil {
 		return err
 	}
-	b.items, b.chunksPerBlock = 0, c.share
-	var blocks uint32
+	b.items, b.units = 0, 0
 	for i := range jobs {
 		j := &jobs[i]
 		if j.empty() || kernel(j) != k {
 			continue
 		}
-		need := c.blocks(j.P.chunks())
-		if need > maxBlocks {
-			return status.Errorf(status.ErrLimit, "item %d has %d chunks, which take %d thread blocks, expected at most %d", i, j.P.chunks(), need, maxBlocks)
+		if j.P.chunks() > maxBlocks-tableUnits {
+			return status.Errorf(status.ErrLimit, "item %d has %d chunks, expected at most %d", i, j.P.chunks(), maxBlocks-tableUnits)
 		}
-		if b.items == maxItems || blocks > maxBlocks-need {
-			if err := launch(k, b, blocks, c); err != nil {
+		need := c.units(j.P.chunks())
+		if b.items == maxItems || b.units > maxBlocks-need {
+			if err := launch(k, b, c.grid(b.units), c); err != nil {
 				return err
 			}
-			b.items, blocks = 0, 0
+			b.items, b.units = 0, 0
 		}
-		b.item[b.items] = j.item(blocks)
+		b.item[b.items] = j.item(b.units)
 		b.items++
-		blocks += need
+		b.units += need
 	}
-	return launch(k, b, blocks, c)
+	return launch(k, b, c.grid(b.units), c)
 }
 
 // item describes the job to a kernel.

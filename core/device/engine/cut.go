@@ -14,21 +14,21 @@ type limits struct {
 // cut says how the chunks of one call are dealt to thread blocks.
 type cut struct {
 	threads     uint32 // of a thread block
-	share       uint32 // chunks of a thread block
+	share       uint32 // chunks of a thread block; 0 if thread blocks share units evenly
 	sharedBytes uint32 // dynamic shared memory of a thread block
+	least, most uint32 // thread blocks that one multiprocessor each runs, and all that run at once
 }
 
-// What a staged kernel does with shared memory, for a GPU session to tune. A
-// thread block loads the tables of its tensor once, for all its warps, and each
-// warp brings the bit strings of its chunk there: so many warps run at once as
-// have room, and the fewer thread blocks they come in, the fewer tables.
+// What a staged kernel does with shared memory. A thread block loads the tables
+// of its tensor once, for all its warps, and each warp brings its chunk there: so
+// many warps run at once as have room, and the fewer thread blocks they come in,
+// the fewer tables.
 const (
 	leastWarps = 4        // of a thread block, which together load the tables
-	mostWarps  = 36       // of a multiprocessor, by the registers that they take
+	mostWarps  = 24       // of a multiprocessor, by the registers that they take
 	mostStage  = 24 << 10 // bytes; larger chunks are decoded from global memory
 	spareBytes = 256      // that a kernel may declare besides
-	fullWaves  = 6        // rounds of thread blocks below which a warp gets one chunk
-	mostChunks = 4        // of a warp, one after the other
+	tableUnits = 3        // chunks that a warp decodes while a thread block loads tables
 )
 
 // cutOf returns the cut of what a call gives to a kernel. chunks are those of
@@ -37,7 +37,7 @@ const (
 func (l *limits) cutOf(k kernelID, chunks uint64, tables, stage int) (cut, error) {
 	s := k.launch()
 	if !s.staged {
-		return cut{s.threads, s.share, 0}, nil
+		return cut{threads: s.threads, share: s.share}, nil
 	}
 	room := l.shared.Block - spareBytes - tables
 	if room < 0 {
@@ -48,7 +48,7 @@ func (l *limits) cutOf(k kernelID, chunks uint64, tables, stage int) (cut, error
 	}
 	// The number of warps of which most are at work at once; of those the
 	// largest, unless there are too few chunks for all multiprocessors.
-	best, resident := leastWarps, 0
+	best, resident := leastWarps, leastWarps
 	for warps := leastWarps; warps <= int(s.share); warps++ {
 		need := tables + warps*stage
 		if need > l.shared.Block-spareBytes {
@@ -62,8 +62,10 @@ func (l *limits) cutOf(k kernelID, chunks uint64, tables, stage int) (cut, error
 			break
 		}
 	}
-	each := min(max(chunks/uint64(max(fullWaves*resident*l.processors, 1)), 1), mostChunks)
-	return cut{uint32(32 * best), uint32(best) * uint32(each), uint32(tables + best*stage)}, nil
+	return cut{
+		threads: uint32(32 * best), sharedBytes: uint32(tables + best*stage),
+		least: uint32(l.processors), most: uint32(max(resident/best, 1) * l.processors),
+	}, nil
 }
 
 // cutJobs returns the cut of the jobs that a kernel works on.
@@ -86,5 +88,21 @@ func (l *limits) cutJobs(jobs []Job, k kernelID, kernel func(*Job) kernelID) (cu
 	return l.cutOf(k, chunks, tables, stage)
 }
 
-// blocks returns the number of thread blocks for n chunks.
-func (c *cut) blocks(n uint32) uint32 { return n/c.share + min(n%c.share, 1) }
+// units returns what n chunks of a tensor count for: thread blocks, or the units
+// that these share.
+func (c *cut) units(n uint32) uint32 {
+	if c.share == 0 {
+		return n + tableUnits
+	}
+	return n/c.share + min(n%c.share, 1)
+}
+
+// grid returns the number of thread blocks for the units of a batch: as many as
+// give every warp one, but not more than run at once.
+func (c *cut) grid(units uint32) uint32 {
+	if c.share != 0 {
+		return units
+	}
+	warps := c.threads / 32
+	return min(units, c.most, max(units/warps+min(units%warps, 1), c.least))
+}

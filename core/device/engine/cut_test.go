@@ -22,13 +22,13 @@ func TestCut(t *testing.T) {
 		tables, stage int
 		want          cut
 	}{
-		{"512 MiB of bf16, chunks of 12288 words", 21845, 22 << 10, 8400, cut{352, 11, 22<<10 + 11*8400}},
-		{"512 MiB of bf16, chunks of 4096 words", 65536, 22 << 10, 2900, cut{384, 24, 22<<10 + 12*2900}},
-		{"one of 4096x4096", 1365, 22 << 10, 8400, cut{352, 11, 22<<10 + 11*8400}},
-		{"a norm", 1, 22 << 10, 8400, cut{128, 4, 22<<10 + 4*8400}},
-		{"the largest tables", 5000, 72 << 10, 8400, cut{384, 12, 72<<10 + 12*8400}},
-		{"chunks too large to be staged", 5000, 22 << 10, 0, cut{384, 12, 22 << 10}},
-		{"chunks that are too large beside the tables", 5000, 200 << 10, 20 << 10, cut{384, 12, 200 << 10}},
+		{"512 MiB of bf16, chunks of 12288 words", 21845, 26 << 10, 8400, cut{768, 0, 26<<10 + 24*8400, 132, 132}},
+		{"512 MiB of bf16, chunks of 4096 words", 65536, 26 << 10, 2900, cut{768, 0, 26<<10 + 24*2900, 132, 132}},
+		{"one of 4096x4096", 1365, 26 << 10, 8400, cut{320, 0, 26<<10 + 10*8400, 132, 264}},
+		{"a norm", 1, 26 << 10, 8400, cut{128, 0, 26<<10 + 4*8400, 132, 3 * 132}},
+		{"the largest tables", 5000, 72 << 10, 8400, cut{576, 0, 72<<10 + 18*8400, 132, 132}},
+		{"chunks too large to be staged", 5000, 26 << 10, 0, cut{768, 0, 26 << 10, 132, 132}},
+		{"chunks that are too large beside the tables", 5000, 200 << 10, 20 << 10, cut{768, 0, 200 << 10, 132, 132}},
 	} {
 		got, err := hopper.cutOf(k, c.chunks, c.tables, c.stage)
 		if err != nil || got != c.want {
@@ -52,11 +52,22 @@ func TestCutFits(t *testing.T) {
 			for stage := 16; stage <= mostStage; stage += 400 {
 				for _, chunks := range []uint64{1, 100, 1365, 100_000, 1 << 31} {
 					c, err := l.cutOf(k, chunks, tables, stage)
-					if err != nil || c.threads < 32 || c.threads > k.launch().threads || c.threads%32 != 0 || c.share < c.threads/32 || int(c.sharedBytes) > l.shared.Block-spareBytes || int(c.sharedBytes) < tables {
+					if err != nil || c.threads < 32 || c.threads > k.launch().threads || c.threads%32 != 0 || c.share != 0 || c.most < c.least || int(c.sharedBytes) > l.shared.Block-spareBytes || int(c.sharedBytes) < tables {
 						t.Fatalf("%+v, %d chunks, tables of %d, stage of %d: %+v, %v", l, chunks, tables, stage, c, err)
 					}
 				}
 			}
+		}
+	}
+}
+
+// No more thread blocks than units or than run at once, and one for each
+// multiprocessor if there are so many units.
+func TestCutGrid(t *testing.T) {
+	c := cut{threads: 768, least: 132, most: 264}
+	for units, want := range map[uint32]uint32{1: 1, 100: 100, 132: 132, 1000: 132, 24 * 200: 200, 24*200 + 1: 201, 1 << 30: 264} {
+		if got := c.grid(units); got != want {
+			t.Errorf("%d units: %d thread blocks, expected %d", units, got, want)
 		}
 	}
 }
@@ -70,8 +81,9 @@ func TestCutJobs(t *testing.T) {
 	}
 	l := hopper
 	err := group(&l, []Job{job(a, 1<<30), job(b, 2<<30)}, decodeKernel, func(k kernelID, x *batch, blocks uint32, c cut) error {
-		if x.chunksPerBlock != c.share || blocks != c.blocks(a.chunks())+c.blocks(b.chunks()) || x.item[1].firstBlock != c.blocks(a.chunks()) {
-			t.Errorf("%d blocks, %d chunks each, item 1 from %d, cut %+v", blocks, x.chunksPerBlock, x.item[1].firstBlock, c)
+		units := a.chunks() + b.chunks() + 2*tableUnits
+		if x.units != units || blocks != c.grid(units) || x.item[1].firstBlock != a.chunks()+tableUnits {
+			t.Errorf("%d blocks, %d units, item 1 from %d, cut %+v", blocks, x.units, x.item[1].firstBlock, c)
 		}
 		if int(c.sharedBytes) != max(a.sharedTables, b.sharedTables)+int(c.threads/32)*max(a.sharedChunk, b.sharedChunk) {
 			t.Errorf("cut %+v, tables %d and %d, chunks %d and %d", c, a.sharedTables, b.sharedTables, a.sharedChunk, b.sharedChunk)

@@ -42,28 +42,29 @@ template <typename Word>
 static bool decode_block(Block<Word>& b, Cursor& c, const Tables& tables, const Decoding& d, u32 room_words) {
   b.sign_extended = tables.sign_extended;
   if (!take_planes(c, b)) return false;
+  const u32 copied = min_u32(c.left, room_words);
+  Memory room(4 * (copied + 3), 0);
   static Row<Word> queue[kLanes][Shape<Word>::kAhead];
-  for (u32 lane = 0; lane < kLanes; lane++) load_first(b, lane, queue[lane]);
+  for (u32 lane = 0; lane < kLanes; lane++) {
+    stage(reinterpret_cast<u32*>(room.p), c.data, copied, lane, kLanes);
+    load_first(b, lane, queue[lane]);
+  }
+  const u32* copy = reinterpret_cast<u32*>(room.p) + stage_shift(c.data);
   Head h;
-  const u32* before = c.data;
-  if (!take_head(c, b, h)) return false;
+  if (!take_head(c, copied >= min_u32(c.left, kMostHead) ? copy : c.data, b, h)) return false;
   u32 start[kLanes + 1] = {0};
   for (u32 lane = 0; lane < kLanes; lane++) start[lane + 1] = start[lane] + lane_bits(h, lane);
-  const u32* strings;
-  u32 string_words;
-  if (!take_strings(c, b, start[kLanes], strings, string_words)) return false;
-  const u32* words = strings;
-  Memory room(4 * room_words, 0);
-  if (string_words == 0) {
-    words = before;
-    string_words = 1;
-  } else if (string_words + 3 <= room_words) {
-    for (u32 lane = 0; lane < kLanes; lane++) stage(reinterpret_cast<u32*>(room.p), strings, string_words, lane, kLanes);
-    words = reinterpret_cast<u32*>(room.p) + stage_shift(strings);
-  }
+  Parts p;
+  if (!take_strings(c, b, start[kLanes], p)) return false;
+  const bool near = c.used <= copied && is_aligned(b);
+  const u32* from = near ? copy : c.data;
+  set_exceptions(b, from, p);
+  c.next();
+  if (p.string_words == 0) p.strings = 0, p.string_words = 1;
   bool good = true;
   for (u32 lane = 0; lane < kLanes; lane++) {
-    good &= decode_lane<Word>(tables, b, lane, d, words, string_words, start[lane], start[lane + 1], queue[lane]);
+    good &= decode_lane<Word>(tables, b, lane, d, near, from + p.strings, p.string_words, start[lane], start[lane + 1],
+                              queue[lane]);
   }
   if (!good) return false;
   for (u32 lane = 0; lane < kLanes; lane++) good &= finish_exceptions(b, lane);
@@ -91,7 +92,10 @@ static void answer(const Request& r) {
 
   const Tables& t = *reinterpret_cast<Tables*>(tables.p);
   if (sizeof(Tables) + 4 * t.words() != r.table_bytes) exit(2);
-  const Decoding d = decoding(t, reinterpret_cast<u32*>(tables.p + sizeof(Tables)));
+  Memory shared(4 * t.shared_words(), 0);
+  const Decoding d(t, reinterpret_cast<u32*>(shared.p));
+  d.put_keys(reinterpret_cast<const u16*>(t.behind()), t.keys, 0, 1);
+  stage(d.entries, t.behind() + t.keys / 2, t.entries, 0, 1);
   Exceptions<Word> replaced;
   u32 good = parse_exceptions(data.p, r.chunk_bytes, r.words, replaced);
   Cursor c = {};
@@ -107,6 +111,7 @@ static void answer(const Request& r) {
     b.base = nullptr;
     b.quantised = &q;
     b.first = done;
+    b.regular = quant::open_run(*b.quantised, b.first, b.words, b.run);
 #else
     b.base = r.has_base ? reinterpret_cast<Word*>(base.p) + done : nullptr;
 #endif

@@ -1,0 +1,326 @@
+"""The benchmark of `make bench-offload`: ways to run a model that does not fit into VRAM, one model, one run.
+
+    python tests/bench/bench_offload.py [--size 8b] [--budgets base 6 8 ...] [--only ...] [--json FILE] [--plot FILE]
+    python tests/bench/bench_offload.py --giant [--giant-gib 16] [--repeat-layers N]
+
+The model has Llama's shape and random weights whose bits are distributed as a trained model's (llama_shape.py). Each
+row is verified first: logits of a prompt of 16 tokens are the resident model's, bit for bit, and so are the tokens that
+follow; rows that are lossy say how far they are off. Then tokens are made greedily, batch 1, without a wait between
+them. Time is the median between tokens, on the device; GB/s are the bf16 bytes of all matrices by that time. VRAM is
+the most that torch allocated from the prompt on, without what cuBLAS keeps for itself (some 40 MiB in every row). Host
+CPU is the time that a forward keeps its thread busy. The copy engine's share is taken in a traced pass, from the first
+to the last copy. GB are 10^9 bytes, GiB 2^30.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import json
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import offload_peers
+import offload_plot
+import torch
+from gpu_timing import gpu_environment
+from llama_shape import HOW, SIZES, filled
+from offload_loading import Loading
+from offload_measure import Figures, Reference, Settings, allocated, limited, link_gigabytes, measure
+from offload_peers import HostWeights
+from offload_tpde import Streamed, agreement, giant
+from torch import nn
+
+import bench
+import tpde
+from tpde import _reports
+
+Peer = Callable[[Settings, HostWeights], AbstractContextManager[nn.Module]]
+
+# With whether it is exact, and what it is called.
+PEERS: dict[str, tuple[Peer, str, str]] = {
+    "accelerate": (offload_peers.accelerate_offload, "yes", "accelerate cpu_offload"),
+    "dfloat11": (offload_peers.dfloat11, "yes", "DFloat11, all in VRAM"),
+    "diffusers": (offload_peers.diffusers_blocks, "yes", "diffusers group offload, by block"),
+    "diffusers-leaf": (offload_peers.diffusers_leaves, "yes", "diffusers group offload, by layer"),
+    "group": (offload_peers.group_offload, "yes", "group offload, our hooks"),
+    "pinned": (offload_peers.pinned_stream, "yes", "pinned double-buffered bf16 stream"),
+    "bnb8": (offload_peers.bitsandbytes_8bit, "no", "bitsandbytes int8, all in VRAM"),
+    "bnb4": (offload_peers.bitsandbytes_4bit, "no", "bitsandbytes NF4, all in VRAM"),
+}
+OURS = ("int4", "none")
+ORDER = (
+    *("accelerate", "diffusers", "diffusers-leaf", "group", "pinned"),  # from pageable memory first
+    *OURS,
+    *("bnb8", "bnb4", "dfloat11"),  # kernels of others last: one that fails may take the CUDA context along
+)
+HEAD = ("", "exact", "VRAM GiB", "GB/s", "tokens/s", "host CPU", "copy engine", "note")
+
+
+class Table:
+    """Rows, printed as soon as there are some, and written to a file each time."""
+
+    def __init__(self, about: dict[str, Any], arguments: argparse.Namespace, model_bytes: int) -> None:
+        self.about, self.json, self.markdown = about, arguments.json, arguments.markdown
+        self.model_bytes = model_bytes
+        self.rows: list[Figures] = []
+
+    def add(self, row: Figures) -> None:
+        self.rows.append(row)
+        print(" | ".join(filter(None, cells(row, self.model_bytes))), flush=True)
+        if self.json:
+            rows = [dataclasses.asdict(one) | {"tokens_per_second": one.tokens_per_second} for one in self.rows]
+            text = json.dumps({"environment": self.about, "model_bytes": self.model_bytes, "rows": rows}, indent=2)
+            self.json.write_text(text + "\n")
+
+    def print(self) -> None:
+        rows = [cells(row, self.model_bytes) for row in self.rows]
+        if self.markdown:
+            rows = [("---", *("---:" for _ in HEAD[1:-1]), "---"), *rows]
+            print("\n" + "\n".join("| " + " | ".join(row) + " |" for row in (HEAD, *rows)), flush=True)
+        else:
+            print("\n" + _reports.table(HEAD, rows), flush=True)
+
+
+def cells(row: Figures, model_bytes: int) -> tuple[str, ...]:
+    def text(value: float | None, how: str) -> str:
+        return "-" if value is None else format(value, how)
+
+    gigabytes = model_bytes / row.seconds / 1e9 if row.seconds else None
+    tokens = row.tokens_per_second
+    rate = "-" if tokens is None else f"{tokens:.3g}" + (f" ±{50 * row.spread:.0f}%" if row.spread is not None else "")
+    host = row.host_seconds / row.seconds if row.host_seconds is not None and row.seconds else None
+    ratio = f"ratio {row.ratio:.3f}" if row.ratio else ""
+    return (
+        row.what,
+        row.exact,
+        text(None if row.peak_bytes is None else row.peak_bytes / 2**30, ".2f"),
+        text(gigabytes, ".1f"),
+        rate,
+        text(host, ".1%"),
+        text(row.copy_busy, ".1%"),
+        "; ".join(filter(None, (ratio, row.note))),
+    )
+
+
+def guarded(table: Table, s: Settings, what: str, make: Callable[[], Figures], exact: str = "-") -> bool:
+    """Adds a row, or says in one why there is none. The other rows are worth their time on a lent machine."""
+    began = time.perf_counter()
+    try:
+        with limited(s.row_seconds, what):
+            row = make()
+    except ModuleNotFoundError as error:
+        table.add(Figures(what, exact, note=f"left out: {error.name} is not installed"))
+        return False
+    except Exception as error:
+        traceback.print_exc()
+        traceback.clear_frames(error.__traceback__)  # what they hold of VRAM goes
+        table.add(Figures(what, "-", note=f"failed: {type(error).__name__}: {str(error).splitlines()[0][:160]}"))
+        return False
+    finally:
+        print(f"[{what}: {time.perf_counter() - began:.1f} s]", flush=True)
+    table.add(row)
+    return True
+
+
+# ---- rows ---------------------------------------------------------------------------
+
+
+def resident(s: Settings, drafts: Sequence[str]) -> tuple[Figures, Reference, HostWeights]:
+    before = allocated(s.device)
+    began = time.perf_counter()
+    model = filled(s.shape, s.kind, s.device)
+    row = Figures("resident bf16", "yes", setup_seconds=time.perf_counter() - began)
+    reference = measure(dataclasses.replace(s, most_steps=4 * s.most_steps), row, model, None, before)
+    began = time.perf_counter()
+    weights = HostWeights(s, model)
+    print(f"weights copied to host memory in {time.perf_counter() - began:.1f} s", flush=True)
+    if drafts:
+        row.more["drafts"] = agreement(s, model, weights, drafts)
+    return row, reference, weights
+
+
+def peer(s: Settings, name: str, weights: HostWeights, reference: Reference) -> Figures:
+    make, exact, what = PEERS[name]
+    before = allocated(s.device)
+    row = Figures(what, exact)
+    began = time.perf_counter()
+    with make(s, weights) as model:
+        row.setup_seconds = time.perf_counter() - began
+        row.ratio = getattr(model, "ratio", None)
+        allocated(s.device)
+        measure(s, row, model, reference, before)
+    return row
+
+
+def ours(table: Table, s: Settings, base: str, budgets: Sequence[str], weights: HostWeights, told: Reference) -> None:
+    made: list[Streamed] = []
+
+    def first() -> Figures:
+        made.append(Streamed(s, base, weights, told))
+        return made[0].row(budgets[0])
+
+    for number, budget in enumerate(budgets):
+        what = f"tpde, base {base}: {budget}"
+        make = first if number == 0 or not made else lambda budget=budget: made[0].row(budget)
+        if not guarded(table, s, what, make) and not made:
+            return
+        gc.collect()
+
+
+def loading(table: Table, s: Settings, base: str, folder: Path, weights: HostWeights) -> None:
+    """Rows that say when the first token is there, from files in the page cache."""
+    made: list[Loading] = []
+
+    def first() -> Figures:
+        made.append(Loading(s, weights, base, folder))
+        return made[0].bf16()
+
+    if not guarded(table, s, "load bf16 safetensors", first) or not hasattr(tpde, "load"):
+        return
+    for gib in (6, 12):
+        allocated(s.device)
+        guarded(table, s, f"tpde.load, base {base}, {gib} GiB", lambda gib=gib: made[0].ours(gib << 30))
+
+
+# ---- the run ------------------------------------------------------------------------
+
+
+def compared(
+    table: Table, s: Settings, only: Sequence[str], budgets: Sequence[str], drafts: Sequence[str], folder: Path | None
+) -> None:
+    made: list[tuple[Reference, HostWeights]] = []
+
+    def first() -> Figures:
+        row, reference, weights = resident(s, drafts)
+        made.append((reference, weights))
+        return row
+
+    if not guarded(table, s, "resident bf16", first):
+        return
+    reference, weights = made[0]
+    for name in ORDER:
+        real = any(row.seconds and row.what.startswith("diffusers") for row in table.rows)
+        if name not in only or (name == "group" and real):
+            continue
+        if name in OURS:
+            ours(table, s, name, budgets if name == "int4" else ("compressed",), weights, reference)
+        else:
+            _, exact, what = PEERS[name]
+            guarded(table, s, what, lambda name=name: peer(s, name, weights, reference), exact)
+        allocated(s.device)
+    if folder is not None:
+        with tempfile.TemporaryDirectory(dir=folder) as name:
+            loading(table, s, "int4", Path(name), weights)
+
+
+def pictured(table: Table, s: Settings, path: Path) -> None:
+    points = []
+    for row in table.rows:
+        if row.tokens_per_second and (row.peak_bytes or row.budget_bytes):
+            name, _, budget = row.what.partition(": ")
+            mine = row.what.startswith("tpde")
+            vram = row.peak_bytes or row.budget_bytes or 0
+            label = budget if mine and name.endswith("int4") else row.what
+            points.append(offload_plot.Point(label, vram / 2**30, row.tokens_per_second, name if mine else ""))
+    if points:
+        where = torch.cuda.get_device_name() if s.cuda else "CPU"
+        size = s.shape.model_bytes / 1e9
+        path.write_text(offload_plot.svg(f"A bf16 model of {size:.0f} GB, tokens a second, batch 1 ({where})", points))
+        print(f"plot: {path}")
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=SIZES, help="of the model (8b; of --giant 40b)")
+    parser.add_argument("--layers", type=int, help="of the model, instead of what the size has")
+    parser.add_argument("--model", choices=("plain", "transformers"), default="plain", help="whose modules (plain)")
+    parser.add_argument(
+        "--budgets", nargs="+", default=["base", "6", "8", "10", "12", "compressed", "all"], metavar="GIB",
+        help='GiB, "base" (the smallest that works), "compressed" (nothing is streamed), "all" (nothing is decoded)',
+    )  # fmt: skip
+    parser.add_argument("--only", choices=ORDER, nargs="+", default=[*ORDER], help="rows beside resident")
+    parser.add_argument(
+        "--clear", type=float, default=0, metavar="X",
+        help="have lm_head prefer one token, X times (say 2) the largest of the other logits (0: random)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--drafts", nargs="+", default=[], metavar="BASE", help="count what int2, int3, int4 are worth as drafts"
+    )
+    parser.add_argument(
+        "--loading", type=Path, metavar="FOLDER", help="load the model from files there, too (/dev/shm)"
+    )
+    parser.add_argument("--giant", action="store_true", help="instead: 81 GB of weights within --giant-gib of VRAM")
+    parser.add_argument("--giant-gib", type=float, default=16, metavar="GIB")
+    parser.add_argument("--giant-base", default="int2", choices=("int2", "int3", "int4", "int8", "none"))
+    parser.add_argument(
+        "--repeat-layers", type=int, default=0, metavar="N", help="only N different layers, again and again"
+    )
+    parser.add_argument("--seconds", type=float, default=4, help="to spend on the tokens of a row (4)")
+    parser.add_argument("--steps", type=int, default=24, help="tokens of a row, at most (24)")
+    parser.add_argument("--row-seconds", type=int, default=150, help="after which a row is given up (150)")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too, after each row")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw tokens a second against VRAM there, as SVG")
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parsed()
+    device = torch.device(arguments.device)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            sys.exit(
+                "bench_offload: torch finds no CUDA device on this machine; `make gpu-bundle` takes it to one that has "
+                "one, --device cpu --size tiny walks through it here"
+            )
+        device = torch.device("cuda", torch.cuda.current_device())
+    shape = SIZES[arguments.size or ("40b" if arguments.giant else "8b")]
+    changes = {"layers": arguments.layers or shape.layers, "repeat": arguments.repeat_layers, "clear": arguments.clear}
+    shape = dataclasses.replace(shape, **changes)
+    s = Settings(
+        shape,
+        arguments.model,
+        device,
+        arguments.seconds,
+        arguments.steps,
+        arguments.row_seconds * (3 if arguments.giant else 1),
+    )
+    about: dict[str, Any] = {**bench.environment(), **(gpu_environment() if s.cuda else {})}
+    about |= {"command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), "shape": dataclasses.asdict(shape)}
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    print(f"{arguments.model} model, {shape.model_bytes / 1e9:.2f} GB in bf16; {HOW}", end="")
+    print(f"; lm_head prefers a token's successor, {shape.clear} x" if shape.clear else "", end="")
+    print(f"; {shape.repeat} distinct layers are repeated" if shape.repeat else "")
+    link = link_gigabytes(device)
+    if link is not None:
+        about["pinned_copy_gigabytes_per_second"] = link
+        print(f"a copy from pinned memory: {link:.1f} GB/s, {shape.model_bytes / link / 1e9:.3f} s for the model")
+    some = torch.ones(64, 64, dtype=torch.bfloat16, device=device)
+    torch.mm(some, some)  # what cuBLAS keeps for itself is there before anything is counted
+    table = Table(about, arguments, shape.model_bytes)
+    try:
+        if arguments.giant:
+            budget = int(arguments.giant_gib * 2**30)
+            what = f"giant, base {arguments.giant_base}"
+            guarded(table, s, what, lambda: giant(s, arguments.giant_base, budget, enforced=True))
+        else:
+            compared(table, s, arguments.only, arguments.budgets, arguments.drafts, arguments.loading)
+    finally:
+        table.print()
+    if arguments.plot:
+        pictured(table, s, arguments.plot)
+    if any(row.note.startswith("failed") for row in table.rows):
+        sys.exit("bench_offload: some rows failed")
+
+
+if __name__ == "__main__":
+    main()
