@@ -12,8 +12,9 @@ import torch
 
 import tpde
 from support import assert_same_bits
+from test_load import packed, saved, without_data
 from tiny_models import GPT2, Llama, made, tokens
-from tpde import _allocator, _arena, _cuda, _stream_pack
+from tpde import _allocator, _arena, _cuda, _forecast, _load, _stream_pack
 from tpde._arena import Arena
 from tpde._residency import Residency, aligned, resident_bytes, smallest_budget
 from tpde._stream_cuda import CudaMemory
@@ -353,3 +354,26 @@ def test_a_base_is_one_allocation_on_its_device():
         assert len({part.untyped_storage().data_ptr() for part in moved.parts()}) == 1
         assert all(part.data_ptr() % 64 == 0 for part in moved.parts())
         assert_same_bits(moved.dequantize(), base.dequantize())
+
+
+@pytest.mark.parametrize("base", ["int3", "none"])
+def test_what_is_planned_without_loading_is_what_is_loaded(streams, tmp_path, base):
+    model = made(GPT2, hidden=128, vocabulary=160)
+    out = packed(model, tmp_path, base)
+    other = without_data(GPT2, {"hidden": 128, "vocabulary": 160})
+    with _load.opened(out) as opened:
+        sizes = _forecast.sizes_of(opened, (_load.Matched(other, opened), other), True, cuda=True)
+    plan = tpde.load_into(other, out, device="cpu", reserve=0).plan
+    assert sorted(sizes.layers, key=str) == sorted(plan.layers, key=str)
+    assert sizes.fixed_bytes == plan.fixed_bytes
+
+
+def test_what_the_gpu_does_not_decode_is_packed_again(streams, tmp_path):
+    """auto takes zstd for a weight that repeats; loading it takes a codec that is decoded there."""
+    model = made(Llama, hidden=128)
+    model.layers[0].gate_proj.weight.data.view(-1)[:] = torch.randn(64).bfloat16().repeat(128 * 384 // 64)
+    saved(model, tmp_path / "model")
+    tpde.compress(tmp_path / "model", tmp_path / "out", base="none", codec="zstd", progress=False)
+    other = without_data(Llama, {"hidden": 128})
+    tpde.load_into(other, tmp_path / "out", device="cpu", reserve=0)
+    assert_same_bits(other(tokens()).detach(), model(tokens()).detach())

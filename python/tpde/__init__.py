@@ -6,6 +6,7 @@ A *base* that the receiver has plus a small *residual* gives the *target*, bit f
     tpde.pack("ckpt/epoch_9", "ckpt/epoch_10", "epoch_10.safetensors")
     tpde.unpack("ckpt/epoch_9", "epoch_10.safetensors", "restored/")
     tpde.compress("model", "compressed", base="int4")
+    model = tpde.load("compressed", vram="6GiB")
     layer = tpde.nn.JITCompressedLinear.from_linear(linear, base=base_weight)
 
 Importing this package starts neither the Go core nor CUDA, and does not import torch: names are resolved on first
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
         scatter_add,
     )
     from tpde.quant import QuantizedTensor, quantize
-    from tpde.runtime import BudgetError, PackedLayer, load_into, offload
+    from tpde.runtime import BudgetError, PackedLayer, load, load_into, offload
 
     __version__: str
 
@@ -75,7 +76,7 @@ _HOMES = {
         "scatter_add",
     ),
     "quant": ("QuantizedTensor", "quantize"),
-    "runtime": ("BudgetError", "PackedLayer", "load_into", "offload"),
+    "runtime": ("BudgetError", "PackedLayer", "load", "load_into", "offload"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -115,6 +116,7 @@ __all__ = [
     "cuda",
     "encode",
     "inspect",
+    "load",
     "load_into",
     "load_tensor",
     "nn",

@@ -14,7 +14,7 @@ import mmap
 import resource
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -27,6 +27,14 @@ PART_ALIGN = 256
 
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every GPU
+
+
+class Reader(NamedTuple):
+    """Bytes that are elsewhere, in a file say, and how many. read: writes them to a 1-D uint8 tensor of that size in
+    host memory."""
+
+    nbytes: int
+    read: Callable[[torch.Tensor], None]
 
 
 class Arena:
@@ -50,16 +58,23 @@ class Arena:
         self.why_not = ""
         self._release: Callable[[], object] | None = None
 
-    def add(self, parts: Sequence[torch.Tensor]) -> list[int]:
-        """Copies contiguous tensors on any device in as one record. Returns where each starts. Raises LimitError."""
+    def add(self, parts: Sequence[torch.Tensor | Reader]) -> list[int]:
+        """Puts contiguous tensors on any device, or what is read, in as one record. Returns where each starts.
+
+        Raises LimitError, and what a reader raises.
+        """
         begin = aligned(self.used)
-        starts = [begin + offset for offset in offsets(parts)]
-        end = begin + record_bytes(parts)
+        sizes = [part.nbytes for part in parts]
+        starts = [begin + offset for offset in offsets(sizes)]
+        end = starts[-1] + sizes[-1] if parts else begin
         if end > self.tensor.numel():
             raise LimitError(f"the model takes more than the {amount(self.tensor.numel())} that were reserved for it")
         for start, part in zip(starts, parts, strict=True):
-            octets = _memory.octets(part.detach())
-            self.tensor[start : start + octets.numel()].copy_(octets)
+            room = self.tensor[start : start + part.nbytes]
+            if isinstance(part, Reader):
+                part.read(room)
+            elif part.numel():
+                room.copy_(_memory.octets(part.detach()))
         self.used = end
         return starts
 
@@ -97,17 +112,12 @@ class Arena:
         self.pinned = False
 
 
-def record_bytes(parts: Sequence[torch.Tensor]) -> int:
-    """Returns what a record of tensors takes, without what lies behind it."""
-    return offsets(parts)[-1] + parts[-1].nbytes if parts else 0
-
-
-def offsets(parts: Sequence[torch.Tensor]) -> list[int]:
-    """Returns where in a record its parts start."""
+def offsets(sizes: Sequence[int]) -> list[int]:
+    """Returns where in a record parts of so many bytes start."""
     starts, end = [], 0
-    for part in parts:
+    for size in sizes:
         starts.append(aligned(end, PART_ALIGN))
-        end = starts[-1] + part.nbytes
+        end = starts[-1] + size
     return starts
 
 

@@ -27,6 +27,7 @@ import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 from tpde._status import ArgumentError
 
@@ -162,6 +163,31 @@ class Plan:
             f"predicted: {1e3 * self.seconds:.3f} ms and the computation; limit: {self.limit}",
         ]
         return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the report says, for json.dumps. Sizes in bytes, times in seconds, rates in 10^9 bytes a second."""
+        layers = []
+        for n, kind in zip(self.layers, self.residency, strict=True):
+            copied = n.residual_bytes * n.calls if kind is Residency.STREAMED else 0
+            decoded = n.weight_bytes * n.calls if kind is not Residency.WHOLE else 0
+            layers.append(
+                {
+                    "name": n.name,
+                    "block": n.block,
+                    "residency": kind.value,
+                    "weight_bytes": n.weight_bytes,
+                    "base_bytes": n.base_bytes,
+                    "residual_bytes": n.residual_bytes,
+                    "vram_bytes": resident_bytes(n, kind),
+                    "copied_bytes": copied,
+                    "copy_seconds": copied / self.rates.copy / 1e9,
+                    "decode_seconds": decoded / self.rates.decode / 1e9,
+                }
+            )
+        names = ("budget", "peak_bytes", "fixed_bytes", "ring_bytes", "buffer_bytes", "streamed_bytes", "decoded_bytes")
+        more = ("copy_seconds", "decode_seconds", "seconds", "limit")
+        rates = {"copy": self.rates.copy, "decode": self.rates.decode}
+        return {name: getattr(self, name) for name in (*names, *more)} | {"rates": rates, "layers": layers}
 
     def _that_are(self, *kinds: Residency) -> Iterable[LayerSize]:
         return (n for n, kind in zip(self.layers, self.residency, strict=True) if kind in kinds)

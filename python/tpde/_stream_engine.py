@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import torch
 from torch.nn import functional as F
 
-from tpde._arena import Arena
+from tpde._arena import Arena, Reader
 from tpde._residency import LayerSize, Plan, Rates, Residency, amount, make_plan
 from tpde._status import UnsupportedError
 from tpde._stream_memory import Memory
@@ -113,9 +113,9 @@ class Engine:
 
     # ---- embeddings -----------------------------------------------------------------
 
-    def add_table(self, weight: torch.Tensor, padding_index: int | None) -> int:
-        """Copies the rows of an embedding to the arena. Returns their number."""
-        at = self._arena.add([weight.detach().contiguous()])[0]
+    def add_table(self, weight: torch.Tensor, padding_index: int | None, reader: Reader | None = None) -> int:
+        """Copies the rows of an embedding to the arena. Returns their number. reader: reads them there instead."""
+        at = self._arena.add([reader or weight.detach().contiguous()])[0]
         octets = self._arena.tensor[at : at + weight.nbytes]
         self._tables.append((octets.view(weight.dtype).view(weight.shape), padding_index))
         self._device_tables.append(None)

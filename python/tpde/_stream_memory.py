@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from tpde import _arena, _ops, _tensors
-from tpde._arena import Arena
+from tpde._arena import Arena, Reader
 from tpde._residency import LayerSize, Plan, Residency, aligned
 from tpde._status import ArgumentError
 from tpde._stream_schedule import Item, Move
@@ -70,15 +70,17 @@ class Memory:
 
     # ---- layers -------------------------------------------------------------------
 
-    def add(self, name: str, block: str, base: AnyBase, index_map: torch.Tensor, data_blob: torch.Tensor) -> Layer:
-        """Copies a packed weight to the arena. base is kept, not copied.
+    def add(
+        self, name: str, block: str, base: AnyBase, index_map: torch.Tensor, data_blob: torch.Tensor | Reader
+    ) -> Layer:
+        """Copies a packed weight to the arena, or reads it there. base is kept, not copied.
 
         Raises ArgumentError for a base that does not fit, UnsupportedError for what the device cannot decode.
         """
         index_map = index_map.cpu().clone()  # it may be a view of a large file
         info = _tensors.read_index(index_map)
-        if data_blob.numel() != info.blob_bytes:
-            raise ArgumentError(f"{name}: expected a blob of {info.blob_bytes} bytes, got {data_blob.numel()}")
+        if data_blob.nbytes != info.blob_bytes:
+            raise ArgumentError(f"{name}: expected a blob of {info.blob_bytes} bytes, got {data_blob.nbytes}")
         if (base is not None) != info.has_base:
             raise ArgumentError(f"{name}: was packed {'against a base' if info.has_base else 'without a base'}")
         if base is not None and (base.dtype != info.dtype or list(base.shape) != info.shape):
@@ -88,11 +90,10 @@ class Memory:
         if isinstance(base, torch.Tensor):
             base = base.detach().contiguous()
         head, status_bytes = self._head(name, index_map)
-        parts = (head, data_blob)
-        blob_at = _arena.offsets(parts)[1]
-        at = self.arena.add(parts)[0]
+        blob_at = _arena.offsets([head.nbytes, data_blob.nbytes])[1]
+        at = self.arena.add([head, data_blob])[0]
         layer = Layer(
-            name, block, tuple(info.shape), info.dtype, base, index_map, at, blob_at, data_blob.numel(),
+            name, block, tuple(info.shape), info.dtype, base, index_map, at, blob_at, data_blob.nbytes,
             status_bytes, self._descriptor_bytes(base),
         )  # fmt: skip
         self.layers.append(layer)

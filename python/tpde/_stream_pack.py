@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tpde import _streamed, _tensors, quant
-from tpde._arena import Arena
+from tpde._arena import Arena, Reader
 from tpde._residency import LayerSize, aligned
 from tpde._status import ArgumentError, NotFoundError
 from tpde._stream_engine import Engine
@@ -31,14 +31,14 @@ class PackedLayer(NamedTuple):
 
     name: of the module, as `named_modules` calls it; of modules that share a weight any one. base: of the weight's
     shape and dtype, on any device, or None. index_map, data_blob: 1-D uint8 in host memory, from `tpde.encode`; the
-    weight is [out_features, in_features], for Conv1D of transformers [in_features, out_features]. bias: [out_features];
-    None keeps the module's.
+    weight is [out_features, in_features], for Conv1D of transformers [in_features, out_features]. The blob may be a
+    `Reader` of one. bias: [out_features]; None keeps the module's.
     """
 
     name: str
     base: AnyBase
     index_map: Tensor
-    data_blob: Tensor
+    data_blob: Tensor | Reader
     bias: Tensor | None = None
 
 
@@ -64,6 +64,24 @@ def block_of(name: str) -> str:
     return name
 
 
+def groups_of(module: nn.Module, embeddings: bool) -> dict[int, Group]:
+    """Returns the modules inside a module that can be streamed, by the identity of their weights."""
+    groups: dict[int, Group] = {}
+    for name, one in module.named_modules():
+        linear = _streamed.is_streamable(one)
+        if not linear and not (embeddings and _streamed.is_streamable_embedding(one)):
+            continue
+        weight = one._parameters["weight"]
+        assert isinstance(weight, nn.Parameter)
+        group = groups.setdefault(id(weight), Group(weight))
+        if linear:
+            group.names.append(name)
+            group.linears.append(one)
+        elif isinstance(one, nn.Embedding):
+            group.embeddings.append(one)
+    return groups
+
+
 class Builder:
     """Fills an engine with the layers of a module."""
 
@@ -75,12 +93,8 @@ class Builder:
         if _streamed.streamed_modules(module):
             raise ArgumentError("module: is streamed already; Runtime.set_vram changes its budget")
         self.module, self.device = module, device
-        self.groups: dict[int, Group] = {}
-        self.by_name: dict[str, Group] = {}
-        for name, one in module.named_modules():
-            linear = _streamed.is_streamable(one)
-            if linear or (embeddings and _streamed.is_streamable_embedding(one)):
-                self._find(name, one, linear)
+        self.groups = groups_of(module, embeddings)
+        self.by_name = {name: group for group in self.groups.values() for name in group.names}
         devices = [group.weight.device for group in self.groups.values() if not group.weight.is_meta]
         self._home = devices[0] if devices else torch.device("cpu")
         total = sum(group.weight.nbytes for group in self.groups.values())
@@ -90,17 +104,6 @@ class Builder:
         self._biases: list[tuple[nn.Module, Tensor]] = []
         self._taken: list[Group] = []
         self._numbers: dict[int, int] = {}  # of a layer, by id of its group
-
-    def _find(self, name: str, one: nn.Module, linear: bool) -> None:
-        weight = one._parameters["weight"]
-        assert isinstance(weight, nn.Parameter)
-        group = self.groups.setdefault(id(weight), Group(weight))
-        if linear:
-            group.names.append(name)
-            group.linears.append(one)
-            self.by_name[name] = group
-        elif isinstance(one, nn.Embedding) and not weight.is_meta:
-            group.embeddings.append(one)
 
     def add(self, layer: PackedLayer, verify: bool) -> None:
         """Takes a packed weight for all linear layers that share it."""
@@ -114,12 +117,12 @@ class Builder:
             raise ArgumentError(
                 f"{layer.name}: expected a weight of shape {list(group.weight.shape)}, the index says {info.shape}"
             )
-        if verify:  # checks the digests; the result is dropped
-            base = None if layer.base is None else layer.base.to("cpu")
-            _tensors.reconstruct(base, layer.index_map, layer.data_blob)
         memory = self.engine.memory
         memory.add(layer.name, block_of(group.names[0]), layer.base, layer.index_map, layer.data_blob)
         number = self._numbers[id(group)] = len(memory.layers) - 1
+        if verify:  # checks the digests; the result is dropped
+            base = None if layer.base is None else layer.base.to("cpu")
+            _tensors.reconstruct(base, *memory.packed(number))
         for one in group.linears:
             transposed = not isinstance(one, nn.Linear)
             self._ready.append((one, Entry(self.engine, number, id(group), transposed)))
@@ -127,11 +130,15 @@ class Builder:
             self._biases.append((self.module.get_submodule(layer.name), layer.bias))
         self._taken.append(group)
 
-    def add_embeddings(self, group: Group) -> None:
-        """Takes the rows of embeddings that share a weight."""
+    def add_embeddings(self, group: Group, reader: Reader | None = None) -> None:
+        """Takes the rows of embeddings that share a weight. reader: reads them; without it, one without data stays."""
+        if group.weight.is_meta and reader is None:
+            return
+        tables: dict[int | None, int] = {}
         for one in group.embeddings:
-            number = self.engine.add_table(group.weight, one.padding_idx)
-            self._ready.append((one, Entry(self.engine, number, id(group))))
+            if one.padding_idx not in tables:
+                tables[one.padding_idx] = self.engine.add_table(group.weight, one.padding_idx, reader)
+            self._ready.append((one, Entry(self.engine, tables[one.padding_idx], id(group))))
         if not group.linears:
             self._taken.append(group)
 
@@ -174,7 +181,8 @@ class Builder:
                     one._buffers[name] = buffer.to(self.device)
         self.replace()
         # Until a pass has shown another: the order in which modules were made.
-        numbers = [self._numbers[id(group)] for group in self.by_name.values() if id(group) in self._numbers]
+        order = ((name, self.by_name.get(name)) for name, _ in self.module.named_modules())
+        numbers = [self._numbers[id(group)] for _, group in order if group is not None and id(group) in self._numbers]
         self.engine.order = Order(list(dict.fromkeys(numbers)))
         return self.engine
 

@@ -151,6 +151,25 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--repeats", type=_positive, default=5, metavar="N", help="default: 5")
     bench.add_argument("--json", action="store_true", help="print JSON")
 
+    plan = command(
+        "plan",
+        _plan,
+        "Say what of a compressed MODEL stays in VRAM within a budget and what is streamed, layer by layer, and how "
+        "long a pass takes.",
+        "[options] MODEL",
+    )
+    plan.add_argument("model", metavar="MODEL")
+    plan.add_argument("--vram", type=_size, metavar="SIZE", help="the budget; default: what is free on the GPU")
+    plan.add_argument(
+        "--reserve", type=_size_or_none, metavar="SIZE",
+        help="of it, for activations and caches; default: an eighth, 512MiB at most",
+    )  # fmt: skip
+    plan.add_argument("--copy", type=_rate, metavar="GB/S", help="from host memory to the GPU; default: measured")
+    plan.add_argument("--decode", type=_rate, metavar="GB/S", help="of rebuilt weights; default: measured")
+    plan.add_argument("--device", metavar="DEVICE", help="the GPU to measure on: cuda, cuda:1, ..., or cpu: none")
+    plan.add_argument("--no-embeddings", action="store_true", help="keep embeddings in VRAM, not in host memory")
+    plan.add_argument("--json", action="store_true", help="print JSON")
+
     info = command("info", _info, "Show the GPUs, and which of the libraries that they need were found.", "[--json]")
     info.add_argument("--json", action="store_true", help="print JSON")
 
@@ -193,6 +212,20 @@ def _size(text: str) -> int:
         return _options.size_in_bytes("size", text)
     except ArgumentError as error:
         raise argparse.ArgumentTypeError(str(error).removeprefix("size: ")) from None
+
+
+def _size_or_none(text: str) -> int:
+    return 0 if text.strip() == "0" else _size(text)
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of GB/s above 0, got {text!r}")
+    return rate
 
 
 def _progress(arguments: argparse.Namespace) -> bool | None:
@@ -316,6 +349,21 @@ def _bench(arguments: argparse.Namespace) -> None:
         notes.append(f"{skipped} tensors were left out; --limit takes in more")
     for note in notes:
         print(f"note: {note}")
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from tpde._forecast import forecast
+
+    made = forecast(
+        arguments.model,
+        arguments.vram,
+        reserve=arguments.reserve,
+        embeddings=not arguments.no_embeddings,
+        copy=arguments.copy,
+        decode=arguments.decode,
+        device=arguments.device,
+    )
+    print(json.dumps(made.to_dict(), indent=2) if arguments.json else made)
 
 
 def _info(arguments: argparse.Namespace) -> None:

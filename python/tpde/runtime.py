@@ -1,6 +1,8 @@
 """Running a model that does not fit: its linear layers are streamed through a GPU's memory, bit for bit.
 
-    runtime = tpde.offload(model, base="int4", vram="6GiB")
+    model = tpde.load("compressed", vram="6GiB")                 # what `tpde compress` wrote, as a transformers model
+    runtime = tpde.runtime.of(model)
+    runtime = tpde.offload(model, base="int4", vram="6GiB")      # or a model that is there
     print(runtime.report())
     model(inputs)                       # an ordinary forward pass
     print(runtime.measured())
@@ -15,6 +17,7 @@ so that adapters on top can be trained. On device="cpu" the same runs without st
 from __future__ import annotations
 
 import functools
+import os
 import re
 import warnings
 import weakref
@@ -24,16 +27,16 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from tpde import _options, _stream_pack, _tensors, quant
+from tpde import _budget, _forecast, _hf, _load, _options, _stream_pack, _tensors, quant
 from tpde._residency import BudgetError, Plan, Rates, aligned, amount, smallest_budget
+from tpde._sources import PathLike
 from tpde._status import ArgumentError, HandleError, UnsupportedError
 from tpde._stream_engine import Engine, Measured
 from tpde._stream_memory import AnyBase
 from tpde._stream_pack import Builder, PackedLayer
 
-__all__ = ["BudgetError", "Measured", "PackedLayer", "Plan", "Rates", "Runtime", "load_into", "of", "offload"]
+__all__ = ["BudgetError", "Measured", "PackedLayer", "Plan", "Rates", "Runtime", "load", "load_into", "of", "offload"]
 
-_RESERVE = 512 << 20  # at most, unless the caller says what
 _ATTRIBUTE = "_tpde_runtime"
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -80,15 +83,15 @@ class Runtime:
         Returns the plan. Raises BudgetError, which names the smallest budget that works, and changes nothing then.
         """
         engine, module = self._alive()
-        kept = _kept(reserve)
+        kept = _budget.kept(reserve)
         engine.memory.survey()
         fixed = _stream_pack.fixed_bytes(module, engine.memory)
         budget = _everything(engine, fixed, kept) if vram is None else _options.size_in_bytes("vram", vram)
-        left = budget - _reserved(budget, kept)
+        left = budget - _budget.reserved(budget, kept)
         try:
             plan = engine.apply(left, fixed, self._rates)
         except BudgetError as error:
-            raise _in_total(error, budget, kept) from None
+            raise _budget.in_total(error, budget, kept) from None
         self.vram, self.reserve = budget, budget - left
         return plan
 
@@ -101,11 +104,16 @@ class Runtime:
         return plan
 
     def report(self) -> str:
-        """A table of all layers: resident or streamed, bytes and predicted time of a pass, and what limits it."""
+        """A table of all layers: resident or streamed, bytes and predicted time of a pass, and what limits it.
+
+        After a pass, what was measured stands beside what was predicted; for that it waits for the device.
+        """
         engine, _ = self._alive()
         lines = [self.plan.report(), f"beside it {amount(self.reserve)} are left for activations and caches"]
         host = f"host memory: {amount(engine.memory.arena.used)}"
         lines.append(f"{host}, page-locked" if engine.memory.arena.pinned else f"{host}, pageable")
+        if engine.schedule is not None and engine.schedule.counts.uses:
+            lines += ["", str(engine.measured())]
         return "\n".join(lines)
 
     def measured(self) -> Measured:
@@ -165,38 +173,92 @@ class _PassHook:
 @_outside
 def load_into(
     module: nn.Module,
-    layers: Iterable[PackedLayer | tuple[Any, ...]],
+    layers: PathLike | Iterable[PackedLayer | tuple[Any, ...]],
     vram: int | str | None = None,
     *,
     device: torch.device | str | None = None,
     reserve: int | str | None = None,
     embeddings: bool = True,
-    verify: bool = True,
+    verify: bool | None = None,
     pin: bool | None = None,
     rates: Rates | None = None,
 ) -> Runtime:
     """Replaces the weights of linear layers by packed ones, which are streamed.
 
     module: any model; its linear layers may be on the meta device. Those that are not in layers stay as they are, on
-        the device, like everything else. (What is on the meta device stays there; load it afterwards.)
-    layers: `PackedLayer`s, or tuples like them, in any order; taken one by one, so that a generator need hold only one.
+        the device, like everything else.
+    layers: the folder of a compressed model (`tpde.compress`): all parameters and buffers that it has are loaded from
+        there, by their names; linear layers and embeddings as they are stored, without packing anything again.
+        Or `PackedLayer`s, or tuples like them, in any order; taken one by one, so that a generator need hold only one.
+        (What is on the meta device and not among them stays there; load it afterwards.)
     vram, reserve: see `Runtime.set_vram`.
     device: None: the current CUDA device, the CPU without one.
     embeddings: keep embeddings in host memory, and copy the rows that are looked up.
-    verify: compare the digests of bases and weights, which rebuilds each weight on the CPU once.
+    verify: compare the digests of bases and weights, which rebuilds each weight on the CPU once. None: those of layers
+        that are given, not those of a folder, for which there is `tpde verify`.
     pin: page-lock the arena; True raises UnsupportedError where that fails, None warns, False does not try.
     rates: for predictions; None measures a copy and a launch.
 
     Raises BudgetError, after which the model is streamed and waits for a `set_vram` that works (`of(module)`);
-    ArgumentError, NotFoundError, BaseMismatchError, ChecksumError, UnsupportedError, after which it is as it was.
+    ArgumentError, NotFoundError (also for what has no data and is not in the folder), BaseMismatchError, ChecksumError,
+    CorruptError, UnsupportedError, after which it is as it was.
     """
-    _checked(vram, reserve)
+    _budget.check(vram, reserve)
+    if isinstance(layers, (str, os.PathLike)):
+        with _load.opened(layers) as model:
+            builder = Builder(module, _device(device), embeddings)
+            return _loaded(builder, _load.Matched(module, model), bool(verify), vram, reserve, pin, rates)
     builder = Builder(module, _device(device), embeddings)
     for layer in layers:
-        builder.add(PackedLayer(*layer), verify)
+        builder.add(PackedLayer(*layer), verify is not False)
     for group in builder.groups.values():
         builder.add_embeddings(group)
     return _started(module, builder.finish(pin), vram, reserve, rates)
+
+
+@_outside
+def load(
+    folder: PathLike,
+    vram: int | str | None = None,
+    *,
+    device: torch.device | str | None = None,
+    reserve: int | str | None = None,
+    embeddings: bool = True,
+    verify: bool = False,
+    pin: bool | None = None,
+    rates: Rates | None = None,
+    model_class: Any = None,
+) -> Any:
+    """Returns a compressed model as an ordinary model of transformers, in eval mode, whose linear layers are streamed.
+
+    folder: what `tpde compress` or `tpde.compress` wrote of a folder in the layout of transformers. Weights keep the
+        dtype that they have there, bit for bit. Residuals are read straight into pinned host memory.
+    model_class: the model's class; None: the one that config.json names, of transformers itself.
+    The others: see `load_into`; `tpde.runtime.of(model)` is its runtime, with plan, figures and `set_vram`.
+
+    Raises UnsupportedError where transformers, or the class, is missing; BudgetError before anything is read (`tpde
+    plan` says what fits); otherwise as `load_into`.
+    """
+    _budget.check(vram, reserve)
+    where = _device(device)
+    _hf.require_transformers()
+    with _load.opened(folder) as packed:
+        model = _hf.skeleton(packed.folder, packed.dtype(), model_class)
+        matched = _hf.matched(model, packed)
+        if vram is not None:
+            _forecast.require_fits(packed, matched, model, embeddings, where.type == "cuda", vram, reserve)
+        _loaded(Builder(model, where, embeddings), matched, verify, vram, reserve, pin, rates)
+    return model
+
+
+def _loaded(
+    builder: Builder, matched: _load.Matched, verify: bool, vram: int | str | None, reserve: int | str | None,
+    pin: bool | None, rates: Rates | None,
+) -> Runtime:  # fmt: skip
+    place = _load.fill(builder, matched, verify)
+    engine = builder.finish(pin)
+    place()
+    return _started(builder.module, engine, vram, reserve, rates)
 
 
 @_outside
@@ -224,7 +286,7 @@ def offload(
     Raises BudgetError: before anything is packed, if not even the bases fit; afterwards see `load_into`. Whatever else
     fails while layers are packed leaves the model with all its weights.
     """
-    _checked(vram, reserve)
+    _budget.check(vram, reserve)
     bits = _bits(base)
     # auto may choose what the device does not decode; then the others follow, for this layer and the rest.
     codecs = ["auto", "prefix", "elias"] if codec == "auto" else [codec]
@@ -312,39 +374,12 @@ def _require_bases_fit(
 ) -> None:
     """Raises BudgetError where it is known without packing."""
     budget = _options.size_in_bytes("vram", vram)
-    kept = _kept(reserve)
+    kept = _budget.kept(reserve)
     weights = sum(aligned(group.weight.nbytes) for group in builder.groups.values())
     fixed = _stream_pack.fixed_bytes(module) - weights
     least = smallest_budget(_stream_pack.least_sizes(builder.groups, bits), fixed)
-    if budget - _reserved(budget, kept) < least:
-        raise _in_total(BudgetError(budget, least), budget, kept, " (nothing was packed yet; it may take more)")
-
-
-def _checked(vram: int | str | None, reserve: int | str | None) -> None:
-    """Raises ArgumentError for what is no size, before anything is done."""
-    if vram is not None:
-        _options.size_in_bytes("vram", vram)
-    _kept(reserve)
-
-
-def _kept(reserve: int | str | None) -> int | None:
-    return reserve if reserve in (None, 0) else _options.size_in_bytes("reserve", reserve)
-
-
-def _reserved(budget: int, reserve: int | None) -> int:
-    return min(_RESERVE, budget // 8) if reserve is None else reserve
-
-
-def _in_total(error: BudgetError, budget: int, reserve: int | None, what: str = "") -> BudgetError:
-    """Says of a budget with its reserve what the planner said of what is left."""
-    if reserve is None:
-        smallest = max(error.smallest * 8 // 7 - 8, 0)
-        while smallest - _reserved(smallest, None) < error.smallest:
-            smallest = smallest + 1 if smallest // 8 < _RESERVE else error.smallest + _RESERVE
-    else:
-        smallest = error.smallest + reserve
-    left_out = _reserved(budget, reserve)
-    return BudgetError(budget, smallest, f" beside {amount(left_out)} for activations{what}")
+    if budget - _budget.reserved(budget, kept) < least:
+        raise _budget.in_total(BudgetError(budget, least), budget, kept, " (nothing was packed yet; it may take more)")
 
 
 def _everything(engine: Engine, fixed: int, reserve: int | None) -> int:
@@ -355,4 +390,4 @@ def _everything(engine: Engine, fixed: int, reserve: int | None) -> int:
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return engine.memory.held_bytes() + fixed + torch.cuda.mem_get_info(device)[0] + cached
     least = fixed + sum(aligned(layer.weight_bytes) for layer in engine.memory.layers)
-    return least + (_RESERVE if reserve is None else reserve)
+    return _budget.with_reserve(least, reserve)
