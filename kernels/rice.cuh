@@ -63,8 +63,12 @@ TPDE_FN void find_range(Shared<Word>& s, const Block<Word>& b, const Steps<Word,
   if (c == kDense && walk) find_lanes(s, steps, first, begin, n);
   sync_warp();
   if (is_leader()) {
-    s.progress[c] = Progress{begin + count, begin, done + n, done, from, begin};
+    s.progress[c] = Progress{begin + count, begin, done + n, done};
     s.events[c] = c == kDense && walk ? 0 : n;
+    Found f = {from, begin, kPosition, 0};
+    if (!walk && s.classes[c].kind == kUnit) f.note = kSign, f.at = h.sign_at[c] + done;
+    if (!walk && s.classes[c].kind == kValued) f.note = kPositionAndCode, f.at = codes_at(h) + h.values_at[c] + done;
+    s.found[c] = f;
     if (first % kPageWords == 0) s.notes.listed.page[c][first / kPageWords] = (u16)done;
   }
 }
@@ -77,6 +81,7 @@ TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& t
                           Private<Ahead<Word>, kThreads>& ahead) {
   const Steps<Word, kNear<Word>> steps(s, tables);
   const bool copy = !b.in_place();
+  const u32 string_words = s.head.bits / 32;
 #pragma unroll 1
   for (u32 first = 0; first < b.words; first += Shape<Word>::kTileWords) {
     EACH_THREAD(t, kThreads) {
@@ -95,12 +100,15 @@ TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& t
       for (u32 n = t; n < numbering.all(); n += kThreads) {
         u32 i = n;
         const u32 c = numbering.class_of(i);
+        const Found f = s.found[c];
+        // Loaded before it is needed, and of other classes in vain.
+        const u32 sign = bit_at(data, string_words, f.at + i);
         const Place<Word> place = locate_event(s, steps, c, i);
-        if (s.classes[c].kind == kValued || walk) {
-          s.list[s.progress[c].from + i] = (u16)(first + place.at);
-          if (!walk) codes_of(s)[s.head.values_at[c] + s.progress[c].first + i] = code_of_word(s, tables, place.word);
+        if (f.note == kSign) {
+          apply_sign(b, first, place, sign);
         } else {
-          apply_sign(s, b, data, first, place, s.head.sign_at[c] + s.progress[c].first + i);
+          s.list[f.from + i] = (u16)(first + place.at);
+          if (f.note == kPositionAndCode) reinterpret_cast<u8*>(s.list)[f.at + i] = steps.code(place.word);
         }
       }
     }
@@ -160,7 +168,7 @@ TPDE_FN bool decode_chunk(Shared<Word>& s, const Block<Word>& b, const Tables& t
     for (u32 i = t; i < min_u32(tables.keys, kNearKeys); i += kThreads) s.step[i] = steps[i], s.code[i] = codes[i];
     if (t < kClasses) {
       s.classes[t] = tables.classes[t];
-      s.progress[t] = Progress{0, 0, 0, 0, 0, 0};
+      s.progress[t] = Progress{0, 0, 0, 0};
       for (u32 i = 0; i < kPages; i++) s.notes.listed.page[t][i] = 0xffff;
     }
     if (t == 0) {

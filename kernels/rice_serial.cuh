@@ -41,7 +41,7 @@ TPDE_FN bool next_event(const Shared<Word>& s, const u32* data, u32 words, u32 c
 template <typename Word>
 TPDE_FN void restart(Shared<Word>& s, const u32* data, u32 words, u32 c, Cursor& x) {
   const Head& h = s.head;
-  s.progress[c] = Progress{0, 0, 0, 0, 0, 0};
+  s.progress[c] = Progress{0, 0, 0, 0};
   x.value = s.value_bit[c];
   x.next_lane = 1;
   while (x.next_lane < h.lanes && first_value(h, x.next_lane) < h.values_at[c]) x.next_lane++;
@@ -58,7 +58,7 @@ template <typename Word>
 TPDE_FN void list_class(Shared<Word>& s, const u32* data, u32 words, u32 c, u32 from, Cursor& x) {
   const Head& h = s.head;
   Progress& p = s.progress[c];
-  p.from = from;
+  s.found[c] = Found{from, 0, s.classes[c].kind == kValued ? kPosition : kSign, h.sign_at[c] + p.done};
   p.first = p.done;
   u32 n = 0;
   if (c == kDense) {
@@ -100,7 +100,7 @@ TPDE_FN void read_class(Shared<Word>& s, const Block<Word>& b, const Tables& tab
       if (bits.position() != s.lane_start[x.next_lane]) raise(&s.bad);
       x.next_lane++;
     }
-    const u32 at = s.list[p.from + i];
+    const u32 at = s.list[s.found[c].from + i];
     const Word w = tile_word(s, at);
     const CodeInfo& code = tables.codes[code_of[key_of_word(tables, w)]];
     Word v = read_value<Word>(bits, tables, code);
@@ -173,13 +173,13 @@ TPDE_SLOW void serial_pass(Shared<Word>& s, const Block<Word> b, const Tables& t
       for (u32 n = t; n < numbering.all(); n += kThreads) {
         u32 i = n;
         const u32 c = numbering.class_of(i);
-        const bool valued = s.classes[c].kind == kValued;
         if (!write && c != only) continue;
+        const Found f = s.found[c];
         const Place<Word> place = locate_event(s, steps, c, i);
-        if (valued) {
-          s.list[s.progress[c].from + i] = (u16)place.at;
+        if (f.note == kSign) {
+          apply_sign(b, first, place, bit_at(data, h.bits / 32, f.at + i));
         } else {
-          apply_sign(s, b, data, first, place, h.sign_at[c] + s.progress[c].first + i);
+          s.list[f.from + i] = (u16)place.at;
         }
       }
     }

@@ -5,6 +5,7 @@
 #include "bits.cuh"
 #include "group.cuh"
 #include "residual.cuh"
+#include "rice_near.cuh"
 #include "threads.cuh"
 #ifdef QUANT
 #include "dequant.cuh"
@@ -137,8 +138,17 @@ struct Progress {
   u32 begin;   // and without this one
   u32 done;    // events in the tiles so far, this one included
   u32 first;   // and without this one
-  u32 from;    // entry of the list that the first one in the tile has
-  u32 bias;    // of ranks in the list: the rank of the tile's first word
+};
+
+// What becomes of a word that is found.
+enum Note : u32 { kSign, kPosition, kPositionAndCode };
+
+// Where the events of a class in a tile are.
+struct alignas(16) Found {
+  u32 from;  // entry of the list that the first one has
+  u32 bias;  // of ranks in the list: the rank of the tile's first word
+  u32 note;  // a Note
+  u32 at;    // the bit of the first one's sign, or the byte of the list for its code
 };
 
 // The next event of a gap class. Of no more events, the rank is kBits.
@@ -185,6 +195,7 @@ struct Shared {
   u16 segment[kClasses][Shape<Word>::kSegments];  // words of each class in the tile before the segment
   ClassInfo classes[kClasses];
   Progress progress[kClasses];
+  Found found[kClasses];
   alignas(16) u32 events[kClasses];     // in the tile
   u32 value_bit[kClasses];              // where the values of a class start, and the last ones found end
   u32 value_end;

@@ -79,20 +79,27 @@ TPDE_FN void stage_tile(Shared<Word>& s, const Block<Word>& b, u32 first, u32 t,
 // The steps of keys: in shared memory, unless there are many. An offset is that
 // of a key's step in bytes; it comes from a rotated word, of which all other
 // bits are masked off.
-template <typename Word, bool Near>
+template <typename Word, bool InShared>
 struct Steps {
-  const u32* steps;  // shared memory if Near, else global memory
+  const u32* steps;  // shared memory if InShared, else global memory
+  const u8* codes;   // the same
   u32 near;          // address in shared memory: a multiple of the size of the steps
   u32 rotate;
   u32 mask;
 
   TPDE_FN Steps(const Shared<Word>& s, const Tables& tables) {
-    steps = Near ? s.step : tables.at<u32>(tables.step_at);
+    steps = InShared ? s.step : tables.at<u32>(tables.step_at);
+    codes = InShared ? s.code : tables.at<u8>(tables.code_at);
 #ifdef __CUDA_ARCH__
     near = (u32)__cvta_generic_to_shared(s.step);
 #endif
     rotate = (tables.shift - 2) & 31;
     mask = (tables.keys - 1) * (u32)sizeof(u32);
+  }
+  // The code of a word's context.
+  TPDE_FN u8 code(Word w) const {
+    const u32 x = sizeof(Word) == 8 ? (u32)((u64)w >> 32) : (u32)w;
+    return codes[((rotate ? x >> rotate | x << (32 - rotate) : x) & mask) / sizeof(u32)];
   }
   // The step of word j of a group; j is known when this is compiled.
   TPDE_FN u32 step(const Group& g, u32 j) const {
@@ -101,7 +108,7 @@ struct Steps {
     const u32 right = (rotate + j % per * 8 * (u32)sizeof(Word)) & 31;
 #ifdef __CUDA_ARCH__
     const u32 rotated = __funnelshift_r(x, x, right);
-    if (Near) {  // mask and address in one instruction
+    if (InShared) {  // mask and address in one instruction
       u32 v;
       asm("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"((rotated & mask) | near));
       return v;
@@ -121,8 +128,8 @@ struct Stretch {
   Counts all;
 };
 
-template <typename Word, bool Near>
-TPDE_FN void count_stretch(const Shared<Word>& s, const Steps<Word, Near>& steps, u32 t, Stretch<Word>& sum) {
+template <typename Word, bool InShared>
+TPDE_FN void count_stretch(const Shared<Word>& s, const Steps<Word, InShared>& steps, u32 t, Stretch<Word>& sum) {
   sum.all = Counts{0, 0};
 #pragma unroll
   for (u32 j = 0; j < Shape<Word>::kStretch; j++) {
@@ -185,8 +192,8 @@ TPDE_FN void store_counts(Shared<Word>& s, u32 t, const Stretch<Word>& sum, Coun
 
 // Counts the words of a tile. It holds no barriers; each warp has staged its part
 // of the tile, and the counts are read after one.
-template <typename Word, bool Near>
-TPDE_FN void count_tile(Shared<Word>& s, const Steps<Word, Near>& steps) {
+template <typename Word, bool InShared>
+TPDE_FN void count_tile(Shared<Word>& s, const Steps<Word, InShared>& steps) {
   Private<Stretch<Word>, kThreads> sum;
   Private<Counts, kThreads> before;
   sync_warp();
@@ -275,24 +282,24 @@ struct Place {
 };
 
 // The word of the tile that is number n of class c in it; it has more than n.
-template <typename Word, bool Near>
-TPDE_FN Place<Word> locate(const Shared<Word>& s, const Steps<Word, Near>& steps, u32 c, u32 n) {
+template <typename Word, bool InShared>
+TPDE_FN Place<Word> locate(const Shared<Word>& s, const Steps<Word, InShared>& steps, u32 c, u32 n) {
   typedef Shape<Word> Sh;
-  const u16* segment = s.segment[c];
+  const Near segments = Near::of(s.segment[c]), counts = Near::of(s.before).plus(byte_of(c));
+  const u32 half = sizeof(u16), each = sizeof(Counts);
+  Near segment = segments;
 #pragma unroll
   for (u32 d = Sh::kSegments / 2; d > 0; d /= 2) {
-    if (segment[d] <= n) segment += d;
+    if (segment.plus(d * half).half() <= n) segment = segment.plus(d * half);
   }
-  n -= *segment;
-  u32 group = (u32)(segment - s.segment[c]) * Sh::kSegmentGroups;
-  const u8* const start = reinterpret_cast<const u8*>(s.before) + byte_of(c);
-  const u8* before = start + group * sizeof(Counts);
+  n -= segment.half();
+  Near before = counts.plus(segment.minus(segments) * (Sh::kSegmentGroups * each / half));
 #pragma unroll
   for (u32 d = Sh::kSegmentGroups / 2; d > 0; d /= 2) {
-    if (before[d * sizeof(Counts)] <= n) before += d * sizeof(Counts);
+    if (before.plus(d * each).byte() <= n) before = before.plus(d * each);
   }
-  n -= *before;
-  group = (u32)(before - start) / (u32)sizeof(Counts);
+  n -= before.byte();
+  const u32 group = before.minus(counts) / each;
   const Group* slot = s.tile + swizzle<Word>(group);
   const Group g = load_whole(slot);
   const u32 bit = 1u << 4 * c;
@@ -332,17 +339,16 @@ struct Numbering {
 
 // The word of the tile that event i of class c is at. A dense word's number is
 // its rank.
-template <typename Word, bool Near>
-TPDE_FN Place<Word> locate_event(const Shared<Word>& s, const Steps<Word, Near>& steps, u32 c, u32 i) {
-  const Progress& p = s.progress[c];
-  return locate(s, steps, c, c == kDense ? i : (u16)(s.list[p.from + i] - p.bias));
+template <typename Word, bool InShared>
+TPDE_FN Place<Word> locate_event(const Shared<Word>& s, const Steps<Word, InShared>& steps, u32 c, u32 i) {
+  const Found& f = s.found[c];
+  return locate(s, steps, c, c == kDense ? i : (u16)(s.list[f.from + i] - f.bias));
 }
 
-// Moves a word of the tile at word `first` by one unit, as a sign says.
+// Moves a word of the tile at word `first` by one unit, as a sign bit says.
 template <typename Word>
-TPDE_FN void apply_sign(const Shared<Word>& s, const Block<Word>& b, const u32* data, u32 first, const Place<Word>& place, u32 sign) {
-  const Word v = (Word)1 - (Word)(bit_at(data, s.head.bits / 32, sign) << 1);
-  b.dst[first + place.at] = apply<Word>(place.word, v);
+TPDE_FN void apply_sign(const Block<Word>& b, u32 first, const Place<Word>& place, u32 sign) {
+  b.dst[first + place.at] = apply<Word>(place.word, (Word)((Word)1 - (Word)(sign << 1)));
 }
 
 }  // namespace rice

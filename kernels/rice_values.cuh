@@ -89,24 +89,30 @@ TPDE_FN bool lane_ends(const Shared<Word>& s, const u32* data, u32 l, u32 bit) {
   return l + 1 == s.head.lanes ? ends_at(s.head, data, bit) : bit == s.lane_start[l + 1];
 }
 
-// The interval code of a word's context.
-template <typename Word>
-TPDE_FN u8 code_of_word(const Shared<Word>& s, const Tables& tables, Word w) {
-  const u32 key = key_of_word(tables, w);
-  return tables.keys <= kNearKeys ? s.code[key] : tables.at<u8>(tables.code_at)[key];
-}
+// The byte of the list that the code of the first value has. Those of all others
+// follow in their order.
+TPDE_FN u32 codes_at(const Head& h) { return 2 * (h.gap_events + h.events[kDense]); }
 
-// The codes of all values, in their order.
 template <typename Word>
 TPDE_FN u8* codes_of(Shared<Word>& s) {
-  return reinterpret_cast<u8*>(s.list + s.head.gap_events + s.head.events[kDense]);
+  return reinterpret_cast<u8*>(s.list) + codes_at(s.head);
 }
 
-// Where a code is in the room.
+// A code as lanes use it.
 struct alignas(8) NearCode {
-  u32 at;    // address of its first entry, as near_word takes it
+  Near entry;  // the first one
   u32 peek;
 };
+
+TPDE_FN NearCode load_code(Near at) {
+#ifdef __CUDA_ARCH__
+  NearCode v;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.entry.address), "=r"(v.peek) : "r"(at.address));
+  return v;
+#else
+  return *reinterpret_cast<const NearCode*>(at.address);
+#endif
+}
 
 // What the tile and its counts leave when all of them are done: first the values,
 // then what lanes need, if it fits.
@@ -141,39 +147,9 @@ TPDE_FN Word* values_of(Shared<Word>& s) {
   return room_at<Word>(s, 0);
 }
 
-// The address of a byte of the room: on a GPU its own in shared memory, of 32
-// bits, so that nothing has to be added to it.
 template <typename Word>
-TPDE_FN u32 near_address(const Shared<Word>& s, u32 byte) {
-#ifdef __CUDA_ARCH__
-  return (u32)__cvta_generic_to_shared(s.tile) + byte;
-#else
-  return byte;
-#endif
-}
-
-// The word there. Volatile, so that it is loaded when it is asked for, not when
-// it is needed.
-template <typename Word>
-TPDE_FN u32 near_word(Shared<Word>& s, u32 address) {
-#ifdef __CUDA_ARCH__
-  u32 v;
-  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address));
-  return v;
-#else
-  return *room_at<u32>(s, address);
-#endif
-}
-
-template <typename Word>
-TPDE_FN NearCode near_code(Shared<Word>& s, u32 address) {
-#ifdef __CUDA_ARCH__
-  NearCode v;
-  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.at), "=r"(v.peek) : "r"(address));
-  return v;
-#else
-  return *room_at<NearCode>(s, address);
-#endif
+TPDE_FN Near near_room(Shared<Word>& s, u32 byte) {
+  return Near::of(s.tile).plus(byte);
 }
 
 // Thread t's share in filling the room.
@@ -181,7 +157,7 @@ template <typename Word>
 TPDE_FN void fill_room(Shared<Word>& s, const Room& room, const Tables& tables, const u32* data, u32 t) {
   if (t < kMaxCodes) {
     const CodeInfo& code = tables.codes[t];
-    room_at<NearCode>(s, room.codes)[t] = NearCode{near_address(s, room.entries + 4 * code.lookup), code.peek};
+    room_at<NearCode>(s, room.codes)[t] = NearCode{near_room(s, room.entries + 4 * code.lookup), code.peek};
   }
   u32* strings = room_at<u32>(s, room.strings);
   for (u32 i = t; i <= room.last; i += kThreads) strings[i] = i < room.last ? byte_swap(data[room.first + i]) : 0;
@@ -215,38 +191,37 @@ TPDE_FN void read_lane(Shared<Word>& s, const Tables& tables, const u32* data, u
 template <typename Word>
 TPDE_FN void read_near_lane(Shared<Word>& s, const Room& room, const u32* data, u32 l) {
   const Head& h = s.head;
-  const u32 codes = near_address(s, room.codes);
-  const u32 start = s.lane_start[l] - room.first * 32;
-  const u32 strings = near_address(s, room.strings), last = strings + 4 * room.last;
-  u32 next = min_u32(strings + start / 32 * 4, last);
-  u32 high = near_word(s, next);
-  next = min_u32(next + 4, last);
-  u32 low = near_word(s, next);
-  next = min_u32(next + 4, last);
-  u32 ahead = near_word(s, next);
+  const u32 start = s.lane_start[l] - room.first * 32, each = sizeof(NearCode);
+  const Near codes = near_room(s, room.codes), strings = near_room(s, room.strings), last = strings.plus(4 * room.last);
+  Near next = strings.plus(4 * min_u32(start / 32, room.last));
+  u32 high = next.word();
+  next = next.plus(4).up_to(last);
+  u32 low = next.word();
+  next = next.plus(4).up_to(last);
+  u32 ahead = next.word();
   // Bits from the start of a word on, in bits 0-15: a lane has at most 256 values
   // of at most 26 bits. Above, biases add up to what means nothing.
   u32 position = start & 31;
   const u32 begin = first_value(h, l), count = first_value(h, l + 1) - begin;
   const u8* number = codes_of(s) + begin;
   Word* values = values_of(s) + begin;
-  NearCode code_after = near_code(s, codes + 8 * number[0]);
+  NearCode code_after = load_code(codes.plus(each * number[0]));
   u32 number_after = number[1];
 #pragma unroll 1
   for (u32 i = 0; i < count; i++) {
     const NearCode code = code_after;
-    code_after = near_code(s, codes + 8 * number_after);
+    code_after = load_code(codes.plus(each * number_after));
     number_after = number[i + kCodesAhead];
     const u32 window = bits_between(high, low, position);
-    const u32 entry = near_word(s, code.at + 4 * top_bits(window, code.peek));
+    const u32 entry = code.entry.plus(4 * top_bits(window, code.peek)).word();
     values[i] = (Word)(top_bits(window, entry) + (entry >> 16));
     const u32 to = position + entry;
     if ((to ^ position) & 32) {
       high = low;
       low = ahead;
-      next = min_u32(next + 4, last);
+      next = next.plus(4).up_to(last);
     }
-    ahead = near_word(s, next);
+    ahead = next.word();
     position = to;
   }
   if (!lane_ends(s, data, l, s.lane_start[l] + (position & 0xffff) - (start & 31))) raise(&s.bad);

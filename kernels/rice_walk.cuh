@@ -20,8 +20,8 @@ TPDE_FN u32 lane_of(u32 t) { return t / 32 + t % 32 * kWarps; }
 
 // Finds the lanes whose first dense word is in a tile, of which `count` words
 // from rank `begin` on are dense. A warp does it.
-template <typename Word, bool Near>
-TPDE_FN void find_lanes(Shared<Word>& s, const Steps<Word, Near>& steps, u32 first, u32 begin, u32 count) {
+template <typename Word, bool InShared>
+TPDE_FN void find_lanes(Shared<Word>& s, const Steps<Word, InShared>& steps, u32 first, u32 begin, u32 count) {
   const Head& h = s.head;
   sync_warp();  // for the segments
   EACH_LANE(l) {
@@ -120,7 +120,7 @@ TPDE_SLOW void walk_values(Shared<Word>& s, const Block<Word> b, const Tables& t
       if (s.classes[c].kind != kUnit) continue;
       for (u32 i = t; i < h.events[c]; i += kThreads) {
         const u32 p = position_of(s, c, i);
-        apply_sign(s, b, data, 0, Place<Word>{p, base_word(b, p)}, h.sign_at[c] + i);
+        apply_sign(b, 0, Place<Word>{p, base_word(b, p)}, bit_at(data, h.bits / 32, h.sign_at[c] + i));
       }
     }
   }
