@@ -48,8 +48,8 @@ TPDE_FN Way way_of(const Head& h, const Tables& tables, u32 words) {
 // Notes which of the events of class c are in the tile at word `first`; the list
 // has the ranks of all of them. A warp does it. If the chunk is walked, dense
 // words are counted only.
-template <typename Word>
-TPDE_FN void find_range(Shared<Word>& s, const Block<Word>& b, const Steps<Word, kNear<Word>>& steps, u32 first, u32 c, bool walk) {
+template <typename Word, bool Walk>
+TPDE_FN void find_range(Shared<Word>& s, const Block<Word>& b, const Steps<Word, kNear<Word>>& steps, u32 first, u32 c) {
   const Head& h = s.head;
   const u32 begin = s.progress[c].passed, done = s.progress[c].done;
   const u32 count = class_words(s, b, first, c);
@@ -60,14 +60,14 @@ TPDE_FN void find_range(Shared<Word>& s, const Block<Word>& b, const Steps<Word,
   } else if (n > end - from) {
     n = 0;  // more words than the chunk counts: told at the end
   }
-  if (c == kDense && walk) find_lanes(s, steps, first, begin, n);
+  if (Walk && c == kDense) find_lanes(s, steps, first, begin, n);
   sync_warp();
   if (is_leader()) {
     s.progress[c] = Progress{begin + count, begin, done + n, done};
-    s.events[c] = c == kDense && walk ? 0 : n;
+    s.events[c] = Walk && c == kDense ? 0 : n;
     Found f = {from, begin, kPosition, 0};
-    if (!walk && s.classes[c].kind == kUnit) f.note = kSign, f.at = h.sign_at[c] + done;
-    if (!walk && s.classes[c].kind == kValued) f.note = kPositionAndCode, f.at = codes_at(h) + h.values_at[c] + done;
+    if (!Walk && s.classes[c].kind == kUnit) f.note = kSign, f.at = h.sign_at[c] + done;
+    if (!Walk && s.classes[c].kind == kValued) f.note = kPositionAndCode, f.at = codes_at(h) + h.values_at[c] + done;
     s.found[c] = f;
     if (first % kPageWords == 0) s.notes.listed.page[c][first / kPageWords] = (u16)done;
   }
@@ -76,8 +76,8 @@ TPDE_FN void find_range(Shared<Word>& s, const Block<Word>& b, const Steps<Word,
 // Goes through the tiles of a chunk: applies the events of unit classes, and
 // notes the positions of the others in the list. If the chunk is walked, it
 // notes those of all gap classes.
-template <typename Word>
-TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data, bool walk,
+template <typename Word, bool Walk>
+TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data,
                           Private<Ahead<Word>, kThreads>& ahead) {
   const Steps<Word, kNear<Word>> steps(s, tables);
   const bool copy = !b.in_place();
@@ -91,7 +91,7 @@ TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& t
     count_tile(s, steps);
     barrier();
     EACH_WARP(w, kWarps) {
-      for (u32 c = w; c < kClasses; c += kWarps) find_range(s, b, steps, first, c, walk);
+      for (u32 c = w; c < kClasses; c += kWarps) find_range<Word, Walk>(s, b, steps, first, c);
     }
     barrier();  // the copy, too, is written before the events
     EACH_THREAD(t, kThreads) {
@@ -135,7 +135,11 @@ TPDE_FN void decode_events(Shared<Word>& s, const Block<Word>& b, const Tables& 
   }
   make_ranks(s, data, b.words);
   if (failed(s)) return;
-  decode_tiles(s, b, tables, data, way == kWalked, ahead);
+  if (way == kWalked) {
+    decode_tiles<Word, true>(s, b, tables, data, ahead);
+  } else {
+    decode_tiles<Word, false>(s, b, tables, data, ahead);
+  }
   check_found(s);
   if (failed(s)) return;  // the list is not all positions
   if (way == kWalked) {

@@ -6,6 +6,15 @@
 
 namespace rice {
 
+// x += d where `bits` are not all zero. The compiler makes a sum and a choice of it.
+TPDE_FN void add_if_any(u32& x, u32 d, u32 bits) {
+#ifdef __CUDA_ARCH__
+  asm("{ .reg .pred p; setp.ne.u32 p, %2, 0; @p add.u32 %0, %0, %1; }" : "+r"(x) : "r"(d), "r"(bits));
+#else
+  if (bits != 0) x += d;
+#endif
+}
+
 // What it points to is loaded when it is asked for: behind barriers before, and
 // not only when it is needed.
 struct Near {
@@ -36,6 +45,14 @@ struct Near {
   TPDE_FN u32 half() const { return *reinterpret_cast<const u16*>(address); }
   TPDE_FN u32 word() const { return *reinterpret_cast<const u32*>(address); }
 #endif
+  // Goes on by d bytes if a is at most b.
+  TPDE_FN void step_if(u32 d, u32 a, u32 b) {
+#ifdef __CUDA_ARCH__
+    asm("{ .reg .pred p; setp.le.u32 p, %2, %3; @p add.u32 %0, %0, %1; }" : "+r"(address) : "r"(d), "r"(a), "r"(b));
+#else
+    if (a <= b) address += d;
+#endif
+  }
   TPDE_FN Near plus(u32 bytes) const { return Near{address + bytes}; }
   TPDE_FN u32 minus(Near other) const { return (u32)(address - other.address); }
   TPDE_FN Near up_to(Near last) const { return address < last.address ? *this : last; }

@@ -242,21 +242,21 @@ TPDE_FN u32 class_words(Shared<Word>& s, const Block<Word>& b, u32 first, u32 c)
   return scan_class(s, c) - (c == s.zero_class ? Shape<Word>::kTileWords - words : 0);
 }
 
-// Whether an event of the list is among the `count` words of its class from rank
-// `begin` on, if it is not before them.
+// By how much the rank of an event of the list is above `begin`, if it is not
+// below it.
 template <typename Word>
-TPDE_FN bool is_within(const Shared<Word>& s, u32 event, u32 begin, u32 count) {
-  bool within = (u16)(s.list[event] - begin) < count;
+TPDE_FN u32 rank_above(const Shared<Word>& s, u32 event, u32 begin) {
+  u32 above = (u16)(s.list[event] - begin);
   // Where distances are large, low bits do not tell.
 #pragma unroll 1
   for (u32 k = 0; k < s.far_events; k++) {
-    if (s.notes.listed.far[k].event == event) within = s.notes.listed.far[k].rank - begin < count;
+    if (s.notes.listed.far[k].event == event) above = s.notes.listed.far[k].rank - begin;
   }
-  return within;
+  return above;
 }
 
-// A warp counts the events from `from` up to `end` that are within that range:
-// all of them up to one that is not.
+// A warp counts the events from `from` up to `end` that are among the `count`
+// words of their class from rank `begin` on: all of them up to one that is not.
 template <typename Word>
 TPDE_FN u32 count_within(const Shared<Word>& s, u32 from, u32 end, u32 begin, u32 count) {
   u32 n = 0;
@@ -264,12 +264,12 @@ TPDE_FN u32 count_within(const Shared<Word>& s, u32 from, u32 end, u32 begin, u3
   const u32 lane = threadIdx.x & 31;
   for (;;) {
     const u32 i = from + n + lane;
-    const u32 others = __ballot_sync(0xffffffffu, i >= end || !is_within(s, i, begin, count));
+    const u32 others = __ballot_sync(0xffffffffu, i >= end || rank_above(s, i, begin) >= count);
     if (others != 0) return n + __ffs(others) - 1;
     n += 32;
   }
 #else
-  while (from + n < end && is_within(s, from + n, begin, count)) n++;
+  while (from + n < end && rank_above(s, from + n, begin) < count) n++;
   return n;
 #endif
 }
@@ -290,25 +290,24 @@ TPDE_FN Place<Word> locate(const Shared<Word>& s, const Steps<Word, InShared>& s
   Near segment = segments;
 #pragma unroll
   for (u32 d = Sh::kSegments / 2; d > 0; d /= 2) {
-    if (segment.plus(d * half).half() <= n) segment = segment.plus(d * half);
+    segment.step_if(d * half, segment.plus(d * half).half(), n);
   }
   n -= segment.half();
   Near before = counts.plus(segment.minus(segments) * (Sh::kSegmentGroups * each / half));
 #pragma unroll
   for (u32 d = Sh::kSegmentGroups / 2; d > 0; d /= 2) {
-    if (before.plus(d * each).byte() <= n) before = before.plus(d * each);
+    before.step_if(d * each, before.plus(d * each).byte(), n);
   }
   n -= before.byte();
   const u32 group = before.minus(counts) / each;
   const Group* slot = s.tile + swizzle<Word>(group);
   const Group g = load_whole(slot);
   const u32 bit = 1u << 4 * c;
-  int left = (int)n;  // negative once the word has been passed
   u32 word = Sh::kPer;
 #pragma unroll
   for (u32 j = 0; j < Sh::kPer; j++) {
-    if (steps.step(g, j) & bit) left--;
-    word += (u32)(left >> 31);
+    add_if_any(n, 0xffffffff, steps.step(g, j) & bit);  // negative once the word has been passed
+    word += (u32)((int)n >> 31);
   }
   return Place<Word>{group * Sh::kPer + word, reinterpret_cast<const Word*>(slot)[word]};
 }
