@@ -128,13 +128,11 @@ TPDE_FN void check_found(Shared<Word>& s) {
 template <typename Word>
 TPDE_FN void decode_events(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data, Way way,
                            Private<Ahead<Word>, kThreads>& ahead) {
-  if (way == kSerially || s.too_wide) {
+  if (way == kSerially) {
     decode_serially<Word>(s, b, tables, data);
     check_found(s);
     return;
   }
-  make_ranks(s, data, b.words);
-  if (failed(s)) return;
   if (way == kWalked) {
     decode_tiles<Word, true>(s, b, tables, data, ahead);
   } else {
@@ -149,13 +147,31 @@ TPDE_FN void decode_events(Shared<Word>& s, const Block<Word>& b, const Tables& 
   }
 }
 
-const u32 kLineWords = 32;  // 32-bit words of a cache line
+// Reads the head of a chunk, finds out how to decode it, and lists its events.
+// Returns false for one that no encoder writes.
+template <typename Word, typename Strings>
+TPDE_FN bool read_events(Shared<Word>& s, const Tables& tables, const Strings& strings, u32 words, Way& way) {
+  EACH_THREAD(t, kThreads) {
+    if (t == 0) {
+      s.bad = read_head(s.classes, strings, words, sizeof(Word), s.head) ? 0 : 1;
+      s.deltas = s.head.gap_events;
+    }
+  }
+  if (failed(s)) return false;
+  EACH_THREAD(t, kThreads) { read_lane_length(s, strings, t); }
+  way = way_of<Word>(s.head, tables, words);
+  scan_quotients(s, strings, way != kSerially);
+  if (failed(s)) return false;
+  if (s.too_wide) way = kSerially;
+  if (way != kSerially) make_ranks(s, strings, words);
+  return !failed(s);
+}
 
-// Brings what is at p to the L2 cache.
-TPDE_FN void prefetch(const u32* p) {
-#ifdef __CUDA_ARCH__
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
-#endif
+// The same of strings that shared memory does not hold; not part of the kernel's
+// own code.
+template <typename Word>
+TPDE_SLOW bool read_far_events(Shared<Word>& s, const Tables& tables, FarStrings strings, u32 words, Way& way) {
+  return read_events(s, tables, strings, words, way);
 }
 
 // Decodes a chunk of data_words 32-bit words that should change `deltas` words.
@@ -164,8 +180,12 @@ template <typename Word>
 TPDE_FN bool decode_chunk(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data, u32 data_words,
                           u32 deltas) {
   Private<Ahead<Word>, kThreads> ahead = {};
+  const bool near = data_words <= sizeof(s.tile) / 4 - NearStrings::kBehind;
   EACH_THREAD(t, kThreads) {
-    if (t * kLineWords < data_words) prefetch(data + t * kLineWords);
+    u32* strings = reinterpret_cast<u32*>(s.tile);  // until there is a tile
+    for (u32 i = t; near && i < data_words + NearStrings::kBehind; i += kThreads) {
+      strings[i] = i < data_words ? byte_swap(data[i]) : 0;
+    }
     load_tile(b, 0, t, ahead[t]);
     const u32* steps = tables.at<u32>(tables.step_at);
     const u8* codes = tables.at<u8>(tables.code_at);
@@ -181,17 +201,10 @@ TPDE_FN bool decode_chunk(Shared<Word>& s, const Block<Word>& b, const Tables& t
     }
   }
   barrier();
-  EACH_THREAD(t, kThreads) {
-    if (t == 0) {
-      s.bad = read_head(s.classes, data, data_words, b.words, sizeof(Word), s.head) ? 0 : 1;
-      s.deltas = s.head.gap_events;
-    }
-  }
-  if (failed(s)) return false;
-  EACH_THREAD(t, kThreads) { read_lane_length(s, data, t); }
-  const Way way = way_of<Word>(s.head, tables, b.words);
-  scan_quotients(s, data, way != kSerially);
-  if (failed(s)) return false;
+  Way way;
+  const bool good = near ? read_events(s, tables, NearStrings{Near::of(s.tile), data_words}, b.words, way)
+                         : read_far_events(s, tables, FarStrings{data, data_words}, b.words, way);
+  if (!good) return false;
   decode_events(s, b, tables, data, way, ahead);
   if (failed(s)) return false;
   EACH_THREAD(t, kThreads) { apply_exceptions(s, b, data, t); }

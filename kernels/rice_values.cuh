@@ -12,26 +12,6 @@ namespace rice {
 
 const u32 kCodesAhead = 2;  // values whose codes are looked up ahead
 
-// The n & 31 high bits of w as a number.
-TPDE_FN u32 top_bits(u32 w, u32 n) {
-#ifdef __CUDA_ARCH__
-  return __funnelshift_l(w, 0, n);
-#else
-  n &= 31;
-  return n ? w >> (32 - n) : 0;
-#endif
-}
-
-// 32 bits of high and low, from bit n & 31 of high on.
-TPDE_FN u32 bits_between(u32 high, u32 low, u32 n) {
-#ifdef __CUDA_ARCH__
-  return __funnelshift_l(low, high, n);
-#else
-  n &= 31;
-  return n ? high << n | low >> (32 - n) : high;
-#endif
-}
-
 // The first value of a lane; `lanes` for l gives their number.
 TPDE_FN u32 first_value(const Head& h, u32 l) { return l * h.values / h.lanes; }
 
@@ -61,10 +41,10 @@ TPDE_FN Word read_value(Bits& bits, const Tables& tables, const CodeInfo& code) 
 }
 
 // Reads what the lane table has for lane t: at most 2^29 + 2^31 bits.
-template <typename Word>
-TPDE_FN void read_lane_length(Shared<Word>& s, const u32* data, u32 t) {
-  const Head& h = s.head;
-  if (t + 1 < h.lanes) s.lane_start[t + 1] = h.least + bits_at(data, h.bits / 32, h.lane_table + t * h.width, h.width);
+template <typename Word, typename Strings>
+TPDE_FN void read_lane_length(Shared<Word>& s, const Strings& strings, u32 t) {
+  const Head& h = s.head;  // the width is at most 31
+  if (t + 1 < h.lanes) s.lane_start[t + 1] = h.least + top_bits(strings.window(h.lane_table + t * h.width), h.width);
 }
 
 // Makes lengths starts. A sum beyond the data stays there.
