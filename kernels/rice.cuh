@@ -41,7 +41,7 @@ template <typename Word>
 TPDE_FN Way way_of(const Head& h, const Tables& tables, u32 words) {
   if ((kNear<Word> && tables.keys > kNearKeys) || words > kMaxWords || h.gap_events > kMaxList) return kSerially;
   // No sum overflows: there are no more events than words.
-  const bool listed = 2 * (h.gap_events + h.events[kDense]) + h.values + kCodesAhead <= 2 * kMaxList;
+  const bool listed = 2 * h.gap_events + 3 * h.values + kCodesAhead <= 2 * kMaxList;
   return listed && h.values <= Shape<Word>::kTileWords ? kAllListed : kWalked;
 }
 
@@ -67,7 +67,7 @@ TPDE_FN void find_range(Shared<Word>& s, const Block<Word>& b, const Steps<Word,
     s.events[c] = Walk && c == kDense ? 0 : n;
     Found f = {from, begin, kPosition, 0};
     if (!Walk && s.classes[c].kind == kUnit) f.note = kSign, f.at = h.sign_at[c] + done;
-    if (!Walk && s.classes[c].kind == kValued) f.note = kPositionAndCode, f.at = codes_at(h) + h.values_at[c] + done;
+    if (!Walk && s.classes[c].kind == kValued) f.note = kValue, f.at = h.values_at[c] + done;
     s.found[c] = f;
     if (first % kPageWords == 0) s.notes.listed.page[c][first / kPageWords] = (u16)done;
   }
@@ -82,6 +82,8 @@ TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& t
   const Steps<Word, kNear<Word>> steps(s, tables);
   const bool copy = !b.in_place();
   const u32 string_words = s.head.bits / 32;
+  u16* positions = positions_of(s);
+  u8* codes = codes_of(s);
 #pragma unroll 1
   for (u32 first = 0; first < b.words; first += Shape<Word>::kTileWords) {
     EACH_THREAD(t, kThreads) {
@@ -107,8 +109,8 @@ TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& t
         if (f.note == kSign) {
           apply_sign(b, first, place, sign);
         } else {
-          s.list[f.from + i] = (u16)(first + place.at);
-          if (f.note == kPositionAndCode) reinterpret_cast<u8*>(s.list)[f.at + i] = steps.code(place.word);
+          (Walk ? s.list + f.from : positions + f.at)[i] = (u16)(first + place.at);
+          if (!Walk) codes[f.at + i] = steps.code(place.word);
         }
       }
     }

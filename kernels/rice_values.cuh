@@ -69,13 +69,16 @@ TPDE_FN bool lane_ends(const Shared<Word>& s, const u32* data, u32 l, u32 bit) {
   return l + 1 == s.head.lanes ? ends_at(s.head, data, bit) : bit == s.lane_start[l + 1];
 }
 
-// The byte of the list that the code of the first value has. Those of all others
-// follow in their order.
-TPDE_FN u32 codes_at(const Head& h) { return 2 * (h.gap_events + h.events[kDense]); }
+// The low 16 bits of the positions of all values, unless the chunk is walked.
+template <typename Word>
+TPDE_FN u16* positions_of(Shared<Word>& s) {
+  return s.list + s.head.gap_events;
+}
 
+// Their codes.
 template <typename Word>
 TPDE_FN u8* codes_of(Shared<Word>& s) {
-  return reinterpret_cast<u8*>(s.list) + codes_at(s.head);
+  return reinterpret_cast<u8*>(positions_of(s) + s.head.values);
 }
 
 // A code as lanes use it.
@@ -145,13 +148,25 @@ TPDE_FN void fill_room(Shared<Word>& s, const Room& room, const Tables& tables, 
   for (u32 i = t; i < tables.entries; i += kThreads) room_at<u32>(s, room.entries)[i] = entries[i];
 }
 
-// The position of event i of class c, once the list has its low bits.
+// The first word of the page that event i of class c is in.
 template <typename Word>
-TPDE_FN u32 position_of(const Shared<Word>& s, u32 c, u32 i) {
+TPDE_FN u32 page_of(const Shared<Word>& s, u32 c, u32 i) {
   u32 page = 0;
 #pragma unroll
   for (u32 k = 1; k < kPages; k++) page += i >= s.notes.listed.page[c][k];
-  return page * kPageWords + s.list[s.head.start[c] + i];
+  return page * kPageWords;
+}
+
+// The position of value n of a chunk that is not walked.
+template <typename Word>
+TPDE_FN u32 position_of(Shared<Word>& s, u32 words, u32 n) {
+  const u32 low = positions_of(s)[n];
+  if (words <= kPageWords) return low;
+  u32 c = 0;
+  for (u32 k = 1; k < kClasses; k++) {
+    if (n >= s.head.values_at[k]) c = k;
+  }
+  return low + page_of(s, c, n - s.head.values_at[c]);
 }
 
 // Reads the values of a lane.
@@ -222,12 +237,7 @@ TPDE_FN void apply_values(Shared<Word>& s, const Block<Word>& b, const Tables& t
     for (u32 j = 0; j < kAtOnce; j++) {
       const u32 n = first + j * kThreads;
       if (n >= h.values) break;
-      u32 c = 0;
-#pragma unroll
-      for (u32 k = 1; k < kClasses; k++) {
-        if (n >= h.values_at[k]) c = k;
-      }
-      at[j] = position_of(s, c, n - h.values_at[c]);
+      at[j] = position_of(s, b.words, n);
       base[j] = base_word(b, at[j]);
     }
 #pragma unroll
@@ -249,8 +259,8 @@ TPDE_FN void apply_values(Shared<Word>& s, const Block<Word>& b, const Tables& t
   if (changed) add_shared(&s.deltas, changed);
 }
 
-// Reads and applies all values of a chunk whose events and codes fit into the
-// list, and the values into the tile.
+// Reads and applies all values of a chunk whose list has them, and whose values
+// the tile holds.
 template <typename Word>
 TPDE_FN void decode_values(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data) {
   const Room room(s, tables);
