@@ -49,14 +49,15 @@ TPDE_FN Way way_of(const Head& h, const Tables& tables, u32 words) {
 // has the ranks of all of them. A warp does it. If the chunk is walked, dense
 // words are counted only.
 template <typename Word, bool Walk>
-TPDE_FN void find_range(Shared<Word>& s, const Block<Word>& b, const Steps<Word, kNear<Word>>& steps, u32 first, u32 c) {
-  const Head& h = s.head;
+TPDE_FN void find_range(Shared<Word>& s, const Block<Word>& b, const Steps<Word, kNear<Word>>& steps, u32 first, u32 c,
+                        u32 far_events) {
   const u32 begin = s.progress[c].passed, done = s.progress[c].done;
+  const Origin o = s.origin[c];
   const u32 count = class_words(s, b, first, c);
-  const u32 from = h.start[c] + done, end = h.start[c] + h.events[c];
+  const u32 from = o.from + done, end = o.end;
   u32 n = count;
   if (c != kDense) {
-    n = count_within(s, from, end, begin, count);
+    n = count_within(s, from, end, begin, count, far_events);
   } else if (n > end - from) {
     n = 0;  // more words than the chunk counts: told at the end
   }
@@ -65,10 +66,7 @@ TPDE_FN void find_range(Shared<Word>& s, const Block<Word>& b, const Steps<Word,
   if (is_leader()) {
     s.progress[c] = Progress{begin + count, begin, done + n, done};
     s.events[c] = Walk && c == kDense ? 0 : n;
-    Found f = {from, begin, kPosition, 0};
-    if (!Walk && s.classes[c].kind == kUnit) f.note = kSign, f.at = h.sign_at[c] + done;
-    if (!Walk && s.classes[c].kind == kValued) f.note = kValue, f.at = h.values_at[c] + done;
-    s.found[c] = f;
+    s.found[c] = Found{from, begin, o.note, o.at + done};
     if (first % kPageWords == 0) s.notes.listed.page[c][first / kPageWords] = (u16)done;
   }
 }
@@ -81,9 +79,17 @@ TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& t
                           Private<Ahead<Word>, kThreads>& ahead) {
   const Steps<Word, kNear<Word>> steps(s, tables);
   const bool copy = !b.in_place();
-  const u32 string_words = s.head.bits / 32;
+  const Head& h = s.head;
+  const u32 string_words = h.bits / 32, far_events = s.far_events;
   u16* positions = positions_of(s);
   u8* codes = codes_of(s);
+  EACH_THREAD(t, kThreads) {  // read behind a barrier
+    if (t < kClasses) {
+      const bool sign = s.classes[t].kind != kValued;
+      s.origin[t] = Origin{h.start[t], Walk ? kPosition : sign ? kSign : kValue, sign ? h.sign_at[t] : h.values_at[t],
+                           h.start[t] + h.events[t]};
+    }
+  }
 #pragma unroll 1
   for (u32 first = 0; first < b.words; first += Shape<Word>::kTileWords) {
     EACH_THREAD(t, kThreads) {
@@ -93,7 +99,7 @@ TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& t
     count_tile(s, steps);
     barrier();
     EACH_WARP(w, kWarps) {
-      for (u32 c = w; c < kClasses; c += kWarps) find_range<Word, Walk>(s, b, steps, first, c);
+      for (u32 c = w; c < kClasses; c += kWarps) find_range<Word, Walk>(s, b, steps, first, c, far_events);
     }
     barrier();  // the copy, too, is written before the events
     EACH_THREAD(t, kThreads) {
@@ -199,6 +205,7 @@ TPDE_FN bool decode_chunk(Shared<Word>& s, const Block<Word>& b, const Tables& t
     }
     if (t == 0) {
       s.zero_class = tables.zero_class;
+      s.entries = tables.entries;
       s.far_events = s.too_wide = 0;
     }
   }

@@ -172,6 +172,12 @@ struct Far {
   u32 rank;
 };
 
+// Where the events of a class start in a chunk.
+struct alignas(16) Origin {
+  u32 from, note, at;  // as in Found
+  u32 end;             // of its part of the list
+};
+
 // What is kept for chunks whose events fit into the list, and for others.
 union Notes {
   struct {
@@ -197,6 +203,7 @@ struct Shared {
   ClassInfo classes[kClasses];
   Progress progress[kClasses];
   Found found[kClasses];
+  Origin origin[kClasses];
   alignas(16) u32 events[kClasses];     // in the tile
   u32 value_bit[kClasses];              // where the values of a class start, and the last ones found end
   u32 value_end;
@@ -208,6 +215,7 @@ struct Shared {
   u32 far_events;
   u32 too_wide;                         // not 0: the list does not hold the quotients
   u32 zero_class;                       // of key 0
+  u32 entries;                          // of the tables
   u32 deltas;
   u32 bad;                              // not 0: the chunk is corrupt
 };

@@ -108,14 +108,14 @@ struct Room {
   bool fits;
 
   template <typename Word>
-  TPDE_FN Room(const Shared<Word>& s, const Tables& tables) {
+  TPDE_FN explicit Room(const Shared<Word>& s) {
     const u32 bytes = sizeof(s.tile) + sizeof(s.before);
     first = s.head.quotient_at[kDense] / 32;
     last = s.head.bits / 32 - first;
     codes = (s.head.values * (u32)sizeof(Word) + 7) / 8 * 8;
     strings = codes + kMaxCodes * (u32)sizeof(NearCode);
     entries = strings + 4 * (last + 1);
-    fits = sizeof(Word) <= 2 && last < bytes / 4 && tables.entries < bytes / 4 && entries + 4 * tables.entries <= bytes;
+    fits = sizeof(Word) <= 2 && last < bytes / 4 && s.entries < bytes / 4 && entries + 4 * s.entries <= bytes;
   }
 };
 
@@ -145,7 +145,7 @@ TPDE_FN void fill_room(Shared<Word>& s, const Room& room, const Tables& tables, 
   u32* strings = room_at<u32>(s, room.strings);
   for (u32 i = t; i <= room.last; i += kThreads) strings[i] = i < room.last ? byte_swap(data[room.first + i]) : 0;
   const u32* entries = tables.at<u32>(tables.entry_at);
-  for (u32 i = t; i < tables.entries; i += kThreads) room_at<u32>(s, room.entries)[i] = entries[i];
+  for (u32 i = t; i < s.entries; i += kThreads) room_at<u32>(s, room.entries)[i] = entries[i];
 }
 
 // The first word of the page that event i of class c is in.
@@ -263,7 +263,7 @@ TPDE_FN void apply_values(Shared<Word>& s, const Block<Word>& b, const Tables& t
 // the tile holds.
 template <typename Word>
 TPDE_FN void decode_values(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data) {
-  const Room room(s, tables);
+  const Room room(s);
   EACH_THREAD(t, kThreads) {
     if (t == 0) sum_lanes(s);
     if (t < kCodesAhead) codes_of(s)[s.head.values + t] = 0;
