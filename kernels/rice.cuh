@@ -41,7 +41,7 @@ template <typename Word>
 TPDE_FN Way way_of(const Head& h, const Tables& tables, u32 words) {
   if ((kNear<Word> && tables.keys > kNearKeys) || words > kMaxWords || h.gap_events > kMaxList) return kSerially;
   // No sum overflows: there are no more events than words.
-  const bool listed = 2 * (h.gap_events + h.events[kDense]) + h.values + kCodesAhead <= 2 * kMaxList;
+  const bool listed = 2 * h.gap_events + 3 * h.values + kCodesAhead <= 2 * kMaxList;
   return listed && h.values <= Shape<Word>::kTileWords ? kAllListed : kWalked;
 }
 
@@ -49,14 +49,15 @@ TPDE_FN Way way_of(const Head& h, const Tables& tables, u32 words) {
 // has the ranks of all of them. A warp does it. If the chunk is walked, dense
 // words are counted only.
 template <typename Word, bool Walk>
-TPDE_FN void find_range(Shared<Word>& s, const Block<Word>& b, const Steps<Word, kNear<Word>>& steps, u32 first, u32 c) {
-  const Head& h = s.head;
+TPDE_FN void find_range(Shared<Word>& s, const Block<Word>& b, const Steps<Word, kNear<Word>>& steps, u32 first, u32 c,
+                        u32 far_events) {
   const u32 begin = s.progress[c].passed, done = s.progress[c].done;
+  const Origin o = s.origin[c];
   const u32 count = class_words(s, b, first, c);
-  const u32 from = h.start[c] + done, end = h.start[c] + h.events[c];
+  const u32 from = o.from + done, end = o.end;
   u32 n = count;
   if (c != kDense) {
-    n = count_within(s, from, end, begin, count);
+    n = count_within(s, from, end, begin, count, far_events);
   } else if (n > end - from) {
     n = 0;  // more words than the chunk counts: told at the end
   }
@@ -65,10 +66,7 @@ TPDE_FN void find_range(Shared<Word>& s, const Block<Word>& b, const Steps<Word,
   if (is_leader()) {
     s.progress[c] = Progress{begin + count, begin, done + n, done};
     s.events[c] = Walk && c == kDense ? 0 : n;
-    Found f = {from, begin, kPosition, 0};
-    if (!Walk && s.classes[c].kind == kUnit) f.note = kSign, f.at = h.sign_at[c] + done;
-    if (!Walk && s.classes[c].kind == kValued) f.note = kPositionAndCode, f.at = codes_at(h) + h.values_at[c] + done;
-    s.found[c] = f;
+    s.found[c] = Found{from, begin, o.note, o.at + done};
     if (first % kPageWords == 0) s.notes.listed.page[c][first / kPageWords] = (u16)done;
   }
 }
@@ -81,7 +79,17 @@ TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& t
                           Private<Ahead<Word>, kThreads>& ahead) {
   const Steps<Word, kNear<Word>> steps(s, tables);
   const bool copy = !b.in_place();
-  const u32 string_words = s.head.bits / 32;
+  const Head& h = s.head;
+  const u32 string_words = h.bits / 32, far_events = s.far_events;
+  u16* positions = positions_of(s);
+  u8* codes = codes_of(s);
+  EACH_THREAD(t, kThreads) {  // read behind a barrier
+    if (t < kClasses) {
+      const bool sign = s.classes[t].kind != kValued;
+      s.origin[t] = Origin{h.start[t], Walk ? kPosition : sign ? kSign : kValue, sign ? h.sign_at[t] : h.values_at[t],
+                           h.start[t] + h.events[t]};
+    }
+  }
 #pragma unroll 1
   for (u32 first = 0; first < b.words; first += Shape<Word>::kTileWords) {
     EACH_THREAD(t, kThreads) {
@@ -91,7 +99,7 @@ TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& t
     count_tile(s, steps);
     barrier();
     EACH_WARP(w, kWarps) {
-      for (u32 c = w; c < kClasses; c += kWarps) find_range<Word, Walk>(s, b, steps, first, c);
+      for (u32 c = w; c < kClasses; c += kWarps) find_range<Word, Walk>(s, b, steps, first, c, far_events);
     }
     barrier();  // the copy, too, is written before the events
     EACH_THREAD(t, kThreads) {
@@ -107,8 +115,8 @@ TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& t
         if (f.note == kSign) {
           apply_sign(b, first, place, sign);
         } else {
-          s.list[f.from + i] = (u16)(first + place.at);
-          if (f.note == kPositionAndCode) reinterpret_cast<u8*>(s.list)[f.at + i] = steps.code(place.word);
+          (Walk ? s.list + f.from : positions + f.at)[i] = (u16)(first + place.at);
+          if (!Walk) codes[f.at + i] = steps.code(place.word);
         }
       }
     }
@@ -128,13 +136,11 @@ TPDE_FN void check_found(Shared<Word>& s) {
 template <typename Word>
 TPDE_FN void decode_events(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data, Way way,
                            Private<Ahead<Word>, kThreads>& ahead) {
-  if (way == kSerially || s.too_wide) {
+  if (way == kSerially) {
     decode_serially<Word>(s, b, tables, data);
     check_found(s);
     return;
   }
-  make_ranks(s, data, b.words);
-  if (failed(s)) return;
   if (way == kWalked) {
     decode_tiles<Word, true>(s, b, tables, data, ahead);
   } else {
@@ -149,13 +155,31 @@ TPDE_FN void decode_events(Shared<Word>& s, const Block<Word>& b, const Tables& 
   }
 }
 
-const u32 kLineWords = 32;  // 32-bit words of a cache line
+// Reads the head of a chunk, finds out how to decode it, and lists its events.
+// Returns false for one that no encoder writes.
+template <typename Word, typename Strings>
+TPDE_FN bool read_events(Shared<Word>& s, const Tables& tables, const Strings& strings, u32 words, Way& way) {
+  EACH_THREAD(t, kThreads) {
+    if (t == 0) {
+      s.bad = read_head(s.classes, strings, words, sizeof(Word), s.head) ? 0 : 1;
+      s.deltas = s.head.gap_events;
+    }
+  }
+  if (failed(s)) return false;
+  EACH_THREAD(t, kThreads) { read_lane_length(s, strings, t); }
+  way = way_of<Word>(s.head, tables, words);
+  scan_quotients(s, strings, way != kSerially);
+  if (failed(s)) return false;
+  if (s.too_wide) way = kSerially;
+  if (way != kSerially) make_ranks(s, strings, words);
+  return !failed(s);
+}
 
-// Brings what is at p to the L2 cache.
-TPDE_FN void prefetch(const u32* p) {
-#ifdef __CUDA_ARCH__
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
-#endif
+// The same of strings that shared memory does not hold; not part of the kernel's
+// own code.
+template <typename Word>
+TPDE_SLOW bool read_far_events(Shared<Word>& s, const Tables& tables, FarStrings strings, u32 words, Way& way) {
+  return read_events(s, tables, strings, words, way);
 }
 
 // Decodes a chunk of data_words 32-bit words that should change `deltas` words.
@@ -164,8 +188,12 @@ template <typename Word>
 TPDE_FN bool decode_chunk(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data, u32 data_words,
                           u32 deltas) {
   Private<Ahead<Word>, kThreads> ahead = {};
+  const bool near = data_words <= sizeof(s.tile) / 4 - NearStrings::kBehind;
   EACH_THREAD(t, kThreads) {
-    if (t * kLineWords < data_words) prefetch(data + t * kLineWords);
+    u32* strings = reinterpret_cast<u32*>(s.tile);  // until there is a tile
+    for (u32 i = t; near && i < data_words + NearStrings::kBehind; i += kThreads) {
+      strings[i] = i < data_words ? byte_swap(data[i]) : 0;
+    }
     load_tile(b, 0, t, ahead[t]);
     const u32* steps = tables.at<u32>(tables.step_at);
     const u8* codes = tables.at<u8>(tables.code_at);
@@ -177,21 +205,15 @@ TPDE_FN bool decode_chunk(Shared<Word>& s, const Block<Word>& b, const Tables& t
     }
     if (t == 0) {
       s.zero_class = tables.zero_class;
+      s.entries = tables.entries;
       s.far_events = s.too_wide = 0;
     }
   }
   barrier();
-  EACH_THREAD(t, kThreads) {
-    if (t == 0) {
-      s.bad = read_head(s.classes, data, data_words, b.words, sizeof(Word), s.head) ? 0 : 1;
-      s.deltas = s.head.gap_events;
-    }
-  }
-  if (failed(s)) return false;
-  EACH_THREAD(t, kThreads) { read_lane_length(s, data, t); }
-  const Way way = way_of<Word>(s.head, tables, b.words);
-  scan_quotients(s, data, way != kSerially);
-  if (failed(s)) return false;
+  Way way;
+  const bool good = near ? read_events(s, tables, NearStrings{Near::of(s.tile), data_words}, b.words, way)
+                         : read_far_events(s, tables, FarStrings{data, data_words}, b.words, way);
+  if (!good) return false;
   decode_events(s, b, tables, data, way, ahead);
   if (failed(s)) return false;
   EACH_THREAD(t, kThreads) { apply_exceptions(s, b, data, t); }

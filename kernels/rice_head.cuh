@@ -10,7 +10,8 @@ const u32 kMaxLaneBits = 1u << 29;   // more than any chunk has
 const u32 kLeastOrder = 8, kWidthBits = 5;
 
 // Reads an exp-Golomb code; false if no encoder writes it.
-TPDE_FN bool read_gamma(Bits& bits, u32 order, u64& v) {
+template <typename Strings>
+TPDE_FN bool read_gamma(Reader<Strings>& bits, u32 order, u64& v) {
   const u32 zeros = leading_zeros(bits.peek());
   if (zeros > kMaxZeros) return false;
   bits.skip(zeros);
@@ -21,7 +22,8 @@ TPDE_FN bool read_gamma(Bits& bits, u32 order, u64& v) {
 }
 
 // Reads the number of events of a class, at most `limit`.
-TPDE_FN bool read_count(Bits& bits, const ClassInfo& c, u32 limit, u32& n) {
+template <typename Strings>
+TPDE_FN bool read_count(Reader<Strings>& bits, const ClassInfo& c, u32 limit, u32& n) {
   u64 z;
   if (!read_gamma(bits, c.order, z)) return false;
   const u64 v = (u64)c.mean + ((z >> 1) ^ (0 - (z & 1)));  // huge if negative
@@ -31,13 +33,14 @@ TPDE_FN bool read_count(Bits& bits, const ClassInfo& c, u32 limit, u32& n) {
 
 TPDE_FN u32 position_bytes(u32 words) { return words <= kShortWords ? 2 : 4; }
 
-// Reads the head of a chunk of data_words 32-bit words, and finds where its
+// Reads the head of a chunk, whose data the strings are, and finds where its
 // sections start. Returns false for one that no encoder writes; then nothing
 // else of `h` is used.
-TPDE_FN bool read_head(const ClassInfo* classes, const u32* data, u32 data_words, u32 words, u32 word_bytes, Head& h) {
+template <typename Strings>
+TPDE_FN bool read_head(const ClassInfo* classes, const Strings& strings, u32 words, u32 word_bytes, Head& h) {
+  const u32 data_words = strings.words;
   if (data_words == 0) return false;
-  Bits bits;
-  bits.start(data, data_words, 0);
+  Reader<Strings> bits = {strings, 0};
   u32 left = words;
   h.gap_events = h.values = 0;
   for (u32 c = 0; c < kClasses; c++) {
@@ -73,7 +76,7 @@ TPDE_FN bool read_head(const ClassInfo* classes, const u32* data, u32 data_words
     h.least = (u32)least;
     h.width = bits.take(kWidthBits);
   }
-  h.lane_table = bits.position();
+  h.lane_table = bits.position;
 
   // At most 25 bits for each of at most 2^25 words: no sum overflows.
   u32 at = h.lane_table + (h.lanes - 1) * h.width;

@@ -2,7 +2,7 @@
 // found by a few steps along them takes an instruction for each.
 #pragma once
 
-#include "common.cuh"
+#include "bits.cuh"
 
 namespace rice {
 
@@ -56,6 +56,64 @@ struct Near {
   TPDE_FN Near plus(u32 bytes) const { return Near{address + bytes}; }
   TPDE_FN u32 minus(Near other) const { return (u32)(address - other.address); }
   TPDE_FN Near up_to(Near last) const { return address < last.address ? *this : last; }
+};
+
+// The n & 31 high bits of w as a number.
+TPDE_FN u32 top_bits(u32 w, u32 n) {
+#ifdef __CUDA_ARCH__
+  return __funnelshift_l(w, 0, n);
+#else
+  n &= 31;
+  return n ? w >> (32 - n) : 0;
+#endif
+}
+
+// 32 bits of high and low, from bit n & 31 of high on.
+TPDE_FN u32 bits_between(u32 high, u32 low, u32 n) {
+#ifdef __CUDA_ARCH__
+  return __funnelshift_l(low, high, n);
+#else
+  n &= 31;
+  return n ? high << n | low >> (32 - n) : high;
+#endif
+}
+
+// The strings of a chunk in shared memory: words in the byte order of numbers,
+// and two zeros. Whatever the bit asked for, nothing else is read.
+struct NearStrings {
+  static const u32 kBehind = 2;
+  Near first;
+  u32 words;
+
+  // 32 bits from bit `at` on.
+  TPDE_FN u32 window(u32 at) const {
+    const Near word = first.plus(4 * min_u32(at / 32, words));
+    return bits_between(word.word(), word.plus(4).word(), at);
+  }
+};
+
+// The same in global memory; there is at least one word.
+struct FarStrings {
+  const u32* data;
+  u32 words;
+
+  TPDE_FN u32 window(u32 at) const { return bits_at(data, words, at, 32); }
+};
+
+// A reader of strings from front to back.
+template <typename Strings>
+struct Reader {
+  Strings strings;
+  u32 position;
+
+  TPDE_FN u32 peek() const { return strings.window(position); }
+  TPDE_FN void skip(u32 n) { position += n; }
+  // Reads n bits, 0 to 32.
+  TPDE_FN u32 take(u32 n) {
+    const u32 v = n ? peek() >> (32 - n) : 0;
+    skip(n);
+    return v;
+  }
 };
 
 }  // namespace rice

@@ -21,10 +21,11 @@ TPDE_FN u32 class_of_event(const Head& h, u32 event) {
 }
 
 // The piece of the quotients at a bit, in the upper half of a word.
-TPDE_FN u32 quotient_piece(const Head& h, const u32* data, u32 at) {
+template <typename Strings>
+TPDE_FN u32 quotient_piece(const Head& h, const Strings& strings, u32 at) {
   if (at >= h.bits) return 0;
   const u32 n = min_u32(h.bits - at, kPieceBits);
-  return bits_at(data, h.bits / 32, at, n) << (32 - n);
+  return strings.window(at) >> (32 - n) << (32 - n);
 }
 
 // The number of bits up to one k of a piece, that one included; k counts from 0.
@@ -35,8 +36,8 @@ TPDE_FN u32 end_of_one(u32 piece, u32 k) {
 
 // Finds where the quotients of each class start, and with `list` the zeros
 // before each event, or that they are too many.
-template <typename Word>
-TPDE_FN void scan_quotients(Shared<Word>& s, const u32* data, bool list) {
+template <typename Word, typename Strings>
+TPDE_FN void scan_quotients(Shared<Word>& s, const Strings& strings, bool list) {
   Head& h = s.head;
   Private<u32, kThreads> index;
   EACH_THREAD(t, kThreads) {
@@ -44,11 +45,11 @@ TPDE_FN void scan_quotients(Shared<Word>& s, const u32* data, bool list) {
   }
   u32 found = 0;
   for (u32 at = h.quotients; found < h.gap_events && at < h.bits; at += kThreads * kPieceBits) {
-    EACH_THREAD(t, kThreads) { index[t] = count_ones(quotient_piece(h, data, at + t * kPieceBits)); }
+    EACH_THREAD(t, kThreads) { index[t] = count_ones(quotient_piece(h, strings, at + t * kPieceBits)); }
     const u32 ones = scan_block<kThreads>(index, s.sums);
     EACH_THREAD(t, kThreads) {
       const u32 start = at + t * kPieceBits;
-      u32 piece = quotient_piece(h, data, start);
+      u32 piece = quotient_piece(h, strings, start);
       u32 i = found + index[t];
       const u32 n = count_ones(piece);
 #pragma unroll 1
@@ -77,53 +78,50 @@ TPDE_FN void scan_quotients(Shared<Word>& s, const u32* data, bool list) {
 
 // The low bits of an event of class c, and one; more than the chunk has words
 // count as so many.
-template <typename Word>
-TPDE_FN u32 low_and_one(const Shared<Word>& s, const u32* data, u32 words, u32 c, u32 event) {
+template <typename Word, typename Strings>
+TPDE_FN u32 low_and_one(const Shared<Word>& s, const Strings& strings, u32 words, u32 c, u32 event) {
   const Head& h = s.head;
   const u32 k = s.classes[c].low;
-  return min_u32(bits_at(data, h.bits / 32, h.low_at[c] + (event - h.start[c]) * k, k), words) + 1;
+  return min_u32(top_bits(strings.window(h.low_at[c] + (event - h.start[c]) * k), k), words) + 1;
 }
 
 // Replaces the zeros before each event by the low 16 bits of its rank, and lists
 // the events that are far behind others. The chunk has at most kMaxWords words.
-template <typename Word>
-TPDE_FN void make_ranks(Shared<Word>& s, const u32* data, u32 words) {
+template <typename Word, typename Strings>
+TPDE_FN void make_ranks(Shared<Word>& s, const Strings& strings, u32 words) {
   const Head& h = s.head;
   const u32 each = (h.gap_events + kThreads - 1) / kThreads;
-  Private<u32, kThreads> sum, zeros;
+  Private<u32, kThreads> sum, zeros, start;
   EACH_THREAD(t, kThreads) {
     u32 n = 0;
     const u32 end = min_u32((t + 1) * each, h.gap_events);
     u32 i = min_u32(t * each, end);
     zeros[t] = i > 0 ? s.list[i - 1] : 0;  // before another thread replaces it
-    for (u32 c = class_of_event(h, i); i < end; i++) {
+    u32 c = start[t] = class_of_event(h, i);
+#pragma unroll 1
+    for (; i < end; i++) {
       while (i - h.start[c] >= h.events[c]) c++;
-      n += low_and_one(s, data, words, c, i);
+      if (i == h.start[c]) s.notes.listed.low_before[c] = n;  // of this thread
+      n += low_and_one(s, strings, words, c, i);
     }
     sum[t] = n;
   }
   scan_block<kThreads>(sum, s.sums);
-  EACH_THREAD(t, kThreads) {  // the thread that has the first event of a class tells the others
-    const u32 end = min_u32((t + 1) * each, h.gap_events);
-    const u32 begin = min_u32(t * each, end);
+  EACH_THREAD(t, kThreads) {  // the thread that has the first event of a class adds those of others
+    const u32 end = min_u32((t + 1) * each, h.gap_events), begin = min_u32(t * each, end);
 #pragma unroll 1
-    for (u32 first = 0; first < kDense; first++) {
-      if (h.events[first] == 0 || h.start[first] < begin || h.start[first] >= end) continue;
-      u32 n = sum[t], i = begin;
-      for (u32 c = class_of_event(h, i); i < h.start[first]; i++) {
-        while (i - h.start[c] >= h.events[c]) c++;
-        n += low_and_one(s, data, words, c, i);
-      }
-      s.notes.listed.low_before[first] = n;
+    for (u32 c = start[t]; c < kDense && h.start[c] < end; c++) {
+      if (h.events[c] > 0 && h.start[c] >= begin) s.notes.listed.low_before[c] += sum[t];
     }
   }
   barrier();
   EACH_THREAD(t, kThreads) {
     const u32 end = min_u32((t + 1) * each, h.gap_events);
-    u32 n = sum[t], i = min_u32(t * each, end), before = zeros[t];
-    for (u32 c = class_of_event(h, i); i < end; i++) {
+    u32 n = sum[t], before = zeros[t], c = start[t];
+#pragma unroll 1
+    for (u32 i = min_u32(t * each, end); i < end; i++) {
       while (i - h.start[c] >= h.events[c]) c++;
-      const u32 k = s.classes[c].low, low = low_and_one(s, data, words, c, i);
+      const u32 k = s.classes[c].low, low = low_and_one(s, strings, words, c, i);
       const u32 class_zeros = h.quotient_at[c] - h.quotients - h.start[c], here = s.list[i];
       n += low;
       const u64 rank = ((u64)(here - class_zeros) << k) + (n - s.notes.listed.low_before[c] - 1);

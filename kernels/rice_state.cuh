@@ -141,14 +141,14 @@ struct Progress {
 };
 
 // What becomes of a word that is found.
-enum Note : u32 { kSign, kPosition, kPositionAndCode };
+enum Note : u32 { kSign, kPosition, kValue };
 
 // Where the events of a class in a tile are.
 struct alignas(16) Found {
   u32 from;  // entry of the list that the first one has
   u32 bias;  // of ranks in the list: the rank of the tile's first word
   u32 note;  // a Note
-  u32 at;    // the bit of the first one's sign, or the byte of the list for its code
+  u32 at;    // the bit of the first one's sign, or the number of its value
 };
 
 // The next event of a gap class. Of no more events, the rank is kBits.
@@ -172,6 +172,12 @@ struct Far {
   u32 rank;
 };
 
+// Where the events of a class start in a chunk.
+struct alignas(16) Origin {
+  u32 from, note, at;  // as in Found
+  u32 end;             // of its part of the list
+};
+
 // What is kept for chunks whose events fit into the list, and for others.
 union Notes {
   struct {
@@ -188,14 +194,16 @@ struct Shared {
   Counts before[Shape<Word>::kGroups];  // words of each class in the segment before the group
   alignas(sizeof(u32) * kNearKeys) u32 step[kNearKeys];
   u8 code[kNearKeys];                   // of each key, if all of them fit
-  // Events: the low 16 bits of their ranks, then of their positions. Behind them,
-  // unless the chunk is walked, a byte for the code of each value.
+  // Of the events of gap classes the low 16 bits of their ranks, and in chunks that
+  // are walked, then of their positions. In others the positions of all values
+  // follow, and a byte for the code of each.
   u16 list[kMaxList];
   alignas(16) u16 total[Shape<Word>::kSegments][kClasses];  // words of each class, in the order of total_index
   u16 segment[kClasses][Shape<Word>::kSegments];  // words of each class in the tile before the segment
   ClassInfo classes[kClasses];
   Progress progress[kClasses];
   Found found[kClasses];
+  Origin origin[kClasses];
   alignas(16) u32 events[kClasses];     // in the tile
   u32 value_bit[kClasses];              // where the values of a class start, and the last ones found end
   u32 value_end;
@@ -207,6 +215,7 @@ struct Shared {
   u32 far_events;
   u32 too_wide;                         // not 0: the list does not hold the quotients
   u32 zero_class;                       // of key 0
+  u32 entries;                          // of the tables
   u32 deltas;
   u32 bad;                              // not 0: the chunk is corrupt
 };

@@ -245,11 +245,11 @@ TPDE_FN u32 class_words(Shared<Word>& s, const Block<Word>& b, u32 first, u32 c)
 // By how much the rank of an event of the list is above `begin`, if it is not
 // below it.
 template <typename Word>
-TPDE_FN u32 rank_above(const Shared<Word>& s, u32 event, u32 begin) {
+TPDE_FN u32 rank_above(const Shared<Word>& s, u32 event, u32 begin, u32 far_events) {
   u32 above = (u16)(s.list[event] - begin);
   // Where distances are large, low bits do not tell.
 #pragma unroll 1
-  for (u32 k = 0; k < s.far_events; k++) {
+  for (u32 k = 0; k < far_events; k++) {
     if (s.notes.listed.far[k].event == event) above = s.notes.listed.far[k].rank - begin;
   }
   return above;
@@ -258,18 +258,18 @@ TPDE_FN u32 rank_above(const Shared<Word>& s, u32 event, u32 begin) {
 // A warp counts the events from `from` up to `end` that are among the `count`
 // words of their class from rank `begin` on: all of them up to one that is not.
 template <typename Word>
-TPDE_FN u32 count_within(const Shared<Word>& s, u32 from, u32 end, u32 begin, u32 count) {
+TPDE_FN u32 count_within(const Shared<Word>& s, u32 from, u32 end, u32 begin, u32 count, u32 far_events) {
   u32 n = 0;
 #ifdef __CUDACC__
   const u32 lane = threadIdx.x & 31;
   for (;;) {
     const u32 i = from + n + lane;
-    const u32 others = __ballot_sync(0xffffffffu, i >= end || rank_above(s, i, begin) >= count);
+    const u32 others = __ballot_sync(0xffffffffu, i >= end || rank_above(s, i, begin, far_events) >= count);
     if (others != 0) return n + __ffs(others) - 1;
     n += 32;
   }
 #else
-  while (from + n < end && rank_above(s, from + n, begin) < count) n++;
+  while (from + n < end && rank_above(s, from + n, begin, far_events) < count) n++;
   return n;
 #endif
 }

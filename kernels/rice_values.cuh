@@ -12,26 +12,6 @@ namespace rice {
 
 const u32 kCodesAhead = 2;  // values whose codes are looked up ahead
 
-// The n & 31 high bits of w as a number.
-TPDE_FN u32 top_bits(u32 w, u32 n) {
-#ifdef __CUDA_ARCH__
-  return __funnelshift_l(w, 0, n);
-#else
-  n &= 31;
-  return n ? w >> (32 - n) : 0;
-#endif
-}
-
-// 32 bits of high and low, from bit n & 31 of high on.
-TPDE_FN u32 bits_between(u32 high, u32 low, u32 n) {
-#ifdef __CUDA_ARCH__
-  return __funnelshift_l(low, high, n);
-#else
-  n &= 31;
-  return n ? high << n | low >> (32 - n) : high;
-#endif
-}
-
 // The first value of a lane; `lanes` for l gives their number.
 TPDE_FN u32 first_value(const Head& h, u32 l) { return l * h.values / h.lanes; }
 
@@ -61,10 +41,10 @@ TPDE_FN Word read_value(Bits& bits, const Tables& tables, const CodeInfo& code) 
 }
 
 // Reads what the lane table has for lane t: at most 2^29 + 2^31 bits.
-template <typename Word>
-TPDE_FN void read_lane_length(Shared<Word>& s, const u32* data, u32 t) {
-  const Head& h = s.head;
-  if (t + 1 < h.lanes) s.lane_start[t + 1] = h.least + bits_at(data, h.bits / 32, h.lane_table + t * h.width, h.width);
+template <typename Word, typename Strings>
+TPDE_FN void read_lane_length(Shared<Word>& s, const Strings& strings, u32 t) {
+  const Head& h = s.head;  // the width is at most 31
+  if (t + 1 < h.lanes) s.lane_start[t + 1] = h.least + top_bits(strings.window(h.lane_table + t * h.width), h.width);
 }
 
 // Makes lengths starts. A sum beyond the data stays there.
@@ -89,13 +69,16 @@ TPDE_FN bool lane_ends(const Shared<Word>& s, const u32* data, u32 l, u32 bit) {
   return l + 1 == s.head.lanes ? ends_at(s.head, data, bit) : bit == s.lane_start[l + 1];
 }
 
-// The byte of the list that the code of the first value has. Those of all others
-// follow in their order.
-TPDE_FN u32 codes_at(const Head& h) { return 2 * (h.gap_events + h.events[kDense]); }
+// The low 16 bits of the positions of all values, unless the chunk is walked.
+template <typename Word>
+TPDE_FN u16* positions_of(Shared<Word>& s) {
+  return s.list + s.head.gap_events;
+}
 
+// Their codes.
 template <typename Word>
 TPDE_FN u8* codes_of(Shared<Word>& s) {
-  return reinterpret_cast<u8*>(s.list) + codes_at(s.head);
+  return reinterpret_cast<u8*>(positions_of(s) + s.head.values);
 }
 
 // A code as lanes use it.
@@ -125,14 +108,14 @@ struct Room {
   bool fits;
 
   template <typename Word>
-  TPDE_FN Room(const Shared<Word>& s, const Tables& tables) {
+  TPDE_FN explicit Room(const Shared<Word>& s) {
     const u32 bytes = sizeof(s.tile) + sizeof(s.before);
     first = s.head.quotient_at[kDense] / 32;
     last = s.head.bits / 32 - first;
     codes = (s.head.values * (u32)sizeof(Word) + 7) / 8 * 8;
     strings = codes + kMaxCodes * (u32)sizeof(NearCode);
     entries = strings + 4 * (last + 1);
-    fits = sizeof(Word) <= 2 && last < bytes / 4 && tables.entries < bytes / 4 && entries + 4 * tables.entries <= bytes;
+    fits = sizeof(Word) <= 2 && last < bytes / 4 && s.entries < bytes / 4 && entries + 4 * s.entries <= bytes;
   }
 };
 
@@ -162,16 +145,28 @@ TPDE_FN void fill_room(Shared<Word>& s, const Room& room, const Tables& tables, 
   u32* strings = room_at<u32>(s, room.strings);
   for (u32 i = t; i <= room.last; i += kThreads) strings[i] = i < room.last ? byte_swap(data[room.first + i]) : 0;
   const u32* entries = tables.at<u32>(tables.entry_at);
-  for (u32 i = t; i < tables.entries; i += kThreads) room_at<u32>(s, room.entries)[i] = entries[i];
+  for (u32 i = t; i < s.entries; i += kThreads) room_at<u32>(s, room.entries)[i] = entries[i];
 }
 
-// The position of event i of class c, once the list has its low bits.
+// The first word of the page that event i of class c is in.
 template <typename Word>
-TPDE_FN u32 position_of(const Shared<Word>& s, u32 c, u32 i) {
+TPDE_FN u32 page_of(const Shared<Word>& s, u32 c, u32 i) {
   u32 page = 0;
 #pragma unroll
   for (u32 k = 1; k < kPages; k++) page += i >= s.notes.listed.page[c][k];
-  return page * kPageWords + s.list[s.head.start[c] + i];
+  return page * kPageWords;
+}
+
+// The position of value n of a chunk that is not walked.
+template <typename Word>
+TPDE_FN u32 position_of(Shared<Word>& s, u32 words, u32 n) {
+  const u32 low = positions_of(s)[n];
+  if (words <= kPageWords) return low;
+  u32 c = 0;
+  for (u32 k = 1; k < kClasses; k++) {
+    if (n >= s.head.values_at[k]) c = k;
+  }
+  return low + page_of(s, c, n - s.head.values_at[c]);
 }
 
 // Reads the values of a lane.
@@ -242,12 +237,7 @@ TPDE_FN void apply_values(Shared<Word>& s, const Block<Word>& b, const Tables& t
     for (u32 j = 0; j < kAtOnce; j++) {
       const u32 n = first + j * kThreads;
       if (n >= h.values) break;
-      u32 c = 0;
-#pragma unroll
-      for (u32 k = 1; k < kClasses; k++) {
-        if (n >= h.values_at[k]) c = k;
-      }
-      at[j] = position_of(s, c, n - h.values_at[c]);
+      at[j] = position_of(s, b.words, n);
       base[j] = base_word(b, at[j]);
     }
 #pragma unroll
@@ -269,11 +259,11 @@ TPDE_FN void apply_values(Shared<Word>& s, const Block<Word>& b, const Tables& t
   if (changed) add_shared(&s.deltas, changed);
 }
 
-// Reads and applies all values of a chunk whose events and codes fit into the
-// list, and the values into the tile.
+// Reads and applies all values of a chunk whose list has them, and whose values
+// the tile holds.
 template <typename Word>
 TPDE_FN void decode_values(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data) {
-  const Room room(s, tables);
+  const Room room(s);
   EACH_THREAD(t, kThreads) {
     if (t == 0) sum_lanes(s);
     if (t < kCodesAhead) codes_of(s)[s.head.values + t] = 0;

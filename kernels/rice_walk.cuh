@@ -18,6 +18,12 @@ namespace rice {
 // then run side by side.
 TPDE_FN u32 lane_of(u32 t) { return t / 32 + t % 32 * kWarps; }
 
+// The position of event i of class c.
+template <typename Word>
+TPDE_FN u32 walked_position(const Shared<Word>& s, u32 c, u32 i) {
+  return page_of(s, c, i) + s.list[s.head.start[c] + i];
+}
+
 // Finds the lanes whose first dense word is in a tile, of which `count` words
 // from rank `begin` on are dense. A warp does it.
 template <typename Word, bool InShared>
@@ -46,7 +52,7 @@ TPDE_FN u32 read_gap_values(Shared<Word>& s, const Block<Word>& b, const Tables&
   for (u32 c = 0; c < kDense; c++) {
     if (s.classes[c].kind != kValued) continue;
     for (; i < end && i - h.values_at[c] < h.events[c]; i++) {
-      const u32 p = position_of(s, c, i - h.values_at[c]);
+      const u32 p = walked_position(s, c, i - h.values_at[c]);
       const Word w = base_word(b, p);
       const Word v = read_value<Word>(bits, tables, tables.codes[code_of[key_of_word(tables, w)]]);
       if (v == 0) raise(&s.bad);
@@ -119,7 +125,7 @@ TPDE_SLOW void walk_values(Shared<Word>& s, const Block<Word> b, const Tables& t
     for (u32 c = 0; c < kDense; c++) {
       if (s.classes[c].kind != kUnit) continue;
       for (u32 i = t; i < h.events[c]; i += kThreads) {
-        const u32 p = position_of(s, c, i);
+        const u32 p = walked_position(s, c, i);
         apply_sign(b, 0, Place<Word>{p, base_word(b, p)}, bit_at(data, h.bits / 32, h.sign_at[c] + i));
       }
     }
