@@ -128,6 +128,20 @@ int32_t tpde_gpu_scatter_add(void *dst, const void *base, uint64_t elements, uin
                                   (uintptr_t)values, deltas, (uintptr_t)bad, (uintptr_t)stream);
 }
 
+int32_t tpde_gpu_quantised_linear(void *y, const void *x, uint64_t x_stride, uint64_t rows,
+                                  const tpde_quantised *weight, uint64_t outs, uint64_t ins, const void *bias,
+                                  void *stream) {
+  return forked ? refuse()
+                : goGPUQuantisedLinear((uintptr_t)y, (uintptr_t)x, x_stride, rows, (tpde_quantised *)weight, outs, ins,
+                                       (uintptr_t)bias, (uintptr_t)stream);
+}
+
+int32_t tpde_gpu_dequantise(void *dst, const tpde_quantised *tensor, uint64_t elements, uint64_t first, uint64_t count,
+                            void *stream) {
+  return forked ? refuse()
+                : goGPUDequantise((uintptr_t)dst, (tpde_quantised *)tensor, elements, first, count, (uintptr_t)stream);
+}
+
 /* ---- checkpoints ------------------------------------------------------ */
 
 int32_t tpde_source_open(tpde_handle *source, const char *path) {

@@ -172,6 +172,32 @@ int32_t tpde_gpu_scatter_add(void *dst, const void *base, uint64_t elements, uin
                              const int64_t *indices, const void *values, uint64_t deltas,
                              uint32_t *bad, void *stream);
 
+/* A quantised tensor on a GPU (core/quant/FORMAT.md). Pointers are of its memory. */
+typedef struct {
+  const void *packed;   /* codes, aligned to 4 bytes */
+  const void *scale;    /* aligned to its words */
+  const void *zero;     /* NULL: none */
+  const void *code;     /* 16 floats; NULL unless kind is 2 */
+  uint64_t group;       /* elements that share a scale, at least 8 */
+  uint32_t kind;        /* 1 linear, 2 code book, 3 int8 rows */
+  uint32_t bits;        /* of a code */
+  uint32_t scale_dtype; /* F32, F16 or BF16, as in core/container/FORMAT.md */
+  uint32_t dtype;       /* that elements are rounded to, likewise */
+} tpde_quantised;
+
+/* y = x * transpose(weight) + bias for few rows of x: weight is read once for 8 rows, and never
+ * written down. weight is [outs, ins]; x, y and bias have its dtype: x is [rows, ins], its rows
+ * x_stride elements apart; y [rows, outs], contiguous; bias [outs], or NULL. Sums are float32, in an
+ * order that depends on the sizes alone. Fastest if x and packed are aligned to 16 bytes, groups of 32
+ * or more codes lie within rows, and rows of codes are whole 16 bytes (48 with 3 bits). */
+int32_t tpde_gpu_quantised_linear(void *y, const void *x, uint64_t x_stride, uint64_t rows,
+                                  const tpde_quantised *weight, uint64_t outs, uint64_t ins,
+                                  const void *bias, void *stream);
+/* dst = elements first up to first + count of a quantised tensor of so many elements, bit for bit as
+ * FORMAT.md says. dst is aligned to 16 bytes. */
+int32_t tpde_gpu_dequantise(void *dst, const tpde_quantised *tensor, uint64_t elements,
+                            uint64_t first, uint64_t count, void *stream);
+
 /* ---- checkpoints ------------------------------------------------------ */
 
 /* Opens a safetensors file or a folder of them. Files are mapped, not read. */

@@ -123,6 +123,8 @@ CALLS = [
     lambda: b.gpu_reconstruct([], 0, 0, 0),
     lambda: b.gpu_verify([], 0),
     lambda: b.gpu_scatter_add(0, 0, 0, 12, 0, 0, 0, 0, 0),
+    lambda: b.gpu_quantised_linear(0, 0, 0, 0, [0] * 9, 0, 0, 0, 0),
+    lambda: b.gpu_dequantise(0, [0] * 9, 0, 0, 0, 0),
 ]
 public = {name for name in dir(b) if name.islower() and not name.startswith("_")}
 assert len(CALLS) == len(public - {"load", "version"}), "a call is missing here"

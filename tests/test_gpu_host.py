@@ -255,6 +255,9 @@ core.gpu_verify([item], 0x77)
 core.gpu_reconstruct([item] * 3, 0, 0, 0x77)
 core.gpu_reconstruct([(*item[:6], core.GPU_QUANTISED_BASE | core.GPU_VERIFIED_BLOB)], 0, 0, 0x77)
 core.gpu_scatter_add(at, at + 0x10000, 100, 12, at + 0x20000, at + 0x30000, 5, at + 0x40000, 0x77)
+weight = at, at + 0x10000, 0, 0, 64, 1, 4, 11, 11
+core.gpu_quantised_linear(at + 0x20000, at + 0x30000, 128, 9, weight, 33, 128, 0, 0x77)
+core.gpu_dequantise(at + 0x20000, weight, 33 * 128, 64, 4000, 0x77)
 assert core.gpu_scratch_bytes([item]) == 0
 wrong = [
     (*item[:6], 4),
@@ -292,7 +295,8 @@ def test_launches_reach_the_driver(tmp_path):
     assert errors == ["ArgumentError"] * 2 + ["HandleError"] + ["ArgumentError"] * 3, result.stdout
     assert "flags of item 1 are 0x4" in result.stdout and "expected a multiple of 8" in result.stdout
     launches = [line for line in log.read_text().splitlines() if line.startswith("launch")]
-    assert [line.split()[1] for line in launches] == ["crc32c_check", "elias_decode", "elias_decode", "scatter_add"]
+    assert [line.split()[1] for line in launches] == ["crc32c_check", "elias_decode", "elias_decode", "scatter_add",
+                                                      "matvec_tiles", "dequantise"]  # fmt: skip
     assert all("stream 77 " in line and "context c0 " in line for line in launches)
     arguments = bytes.fromhex(launches[1].split("arguments ")[1])
     items, _, *first = struct.unpack_from("<II6QII", arguments)

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from tpde import cuda, nn, quant, runtime
     from tpde._api import inspect, pack, pack_chain, unpack, verify
     from tpde._compress import compress
+    from tpde._quantised_linear import quantised_linear
     from tpde._reports import CompressedReport, DeltaReport, FileReport, TensorReport, Totals, UnpackReport
     from tpde._tensors import (
         IndexInfo,
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "_api": ("inspect", "pack", "pack_chain", "unpack", "verify"),
     "_compress": ("compress",),
+    "_quantised_linear": ("quantised_linear",),
     "_reports": ("CompressedReport", "DeltaReport", "FileReport", "TensorReport", "Totals", "UnpackReport"),
     "_tensors": (
         "IndexInfo",
@@ -124,6 +126,7 @@ __all__ = [
     "pack",
     "pack_chain",
     "quant",
+    "quantised_linear",
     "quantize",
     "read_index",
     "reconstruct",

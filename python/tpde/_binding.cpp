@@ -31,7 +31,8 @@ namespace {
   X(job_supply) X(job_wait) X(job_cancel) X(job_report) X(job_free) X(inspect)                             \
   X(text_bytes) X(text_copy) X(text_free)                                                    \
   X(device_search) X(device_info) X(prepare) X(prepared_image_bytes) X(prepared_image)       \
-  X(prepared_free) X(gpu_scratch_bytes) X(gpu_reconstruct) X(gpu_verify) X(gpu_scatter_add)
+  X(prepared_free) X(gpu_scratch_bytes) X(gpu_reconstruct) X(gpu_verify) X(gpu_scatter_add) \
+  X(gpu_quantised_linear) X(gpu_dequantise)
 
 struct Library {
   bool loaded = false;
@@ -304,6 +305,32 @@ void gpu_scatter_add(uintptr_t dst, uintptr_t base, uint64_t elements, uint32_t 
   });
 }
 
+// packed, scale, zero, code, group, kind, bits, scale_dtype, dtype: tpde_quantised
+using Quantised = std::array<uint64_t, 9>;
+
+tpde_quantised quantised(const Quantised &q) {
+  return {pointer(q[0]), pointer(q[1]), pointer(q[2]), pointer(q[3]), q[4],
+          static_cast<uint32_t>(q[5]), static_cast<uint32_t>(q[6]), static_cast<uint32_t>(q[7]),
+          static_cast<uint32_t>(q[8])};
+}
+
+void gpu_quantised_linear(uintptr_t y, uintptr_t x, uint64_t x_stride, uint64_t rows, const Quantised &weight,
+                          uint64_t outs, uint64_t ins, uintptr_t bias, uintptr_t stream) {
+  const tpde_quantised q = quantised(weight);
+  run([&](const Library &lib) {
+    return lib.gpu_quantised_linear(pointer(y), pointer(x), x_stride, rows, &q, outs, ins, pointer(bias),
+                                    pointer(stream));
+  });
+}
+
+void gpu_dequantise(uintptr_t dst, const Quantised &tensor, uint64_t elements, uint64_t first, uint64_t count,
+                    uintptr_t stream) {
+  const tpde_quantised q = quantised(tensor);
+  run([&](const Library &lib) {
+    return lib.gpu_dequantise(pointer(dst), &q, elements, first, count, pointer(stream));
+  });
+}
+
 // ---- checkpoints -------------------------------------------------------
 
 tpde_handle source_open(const py::object &file) {
@@ -504,6 +531,9 @@ PYBIND11_MODULE(_binding, m) {
   m.def("gpu_verify", &gpu_verify, "items"_a, "stream"_a);
   m.def("gpu_scatter_add", &gpu_scatter_add, "dst_ptr"_a, "base_ptr"_a, "elements"_a, "dtype"_a, "indices_ptr"_a,
         "values_ptr"_a, "deltas"_a, "bad_ptr"_a, "stream"_a);
+  m.def("gpu_quantised_linear", &gpu_quantised_linear, "y_ptr"_a, "x_ptr"_a, "x_stride"_a, "rows"_a, "weight"_a,
+        "outs"_a, "ins"_a, "bias_ptr"_a, "stream"_a);
+  m.def("gpu_dequantise", &gpu_dequantise, "dst_ptr"_a, "tensor"_a, "elements"_a, "first"_a, "count"_a, "stream"_a);
 
   m.def("source_open", &source_open, "path"_a);
   m.def("source_open_base", &source_open_base, "folder"_a);

@@ -100,6 +100,22 @@ def gpu_scatter_add(
     bad_ptr: int,
     stream: int,
 ) -> None: ...
+
+# (packed, scale, zero, code, group, kind, bits, scale_dtype, dtype): tpde_quantised
+_Quantised = tuple[int, int, int, int, int, int, int, int, int]
+
+def gpu_quantised_linear(
+    y_ptr: int,
+    x_ptr: int,
+    x_stride: int,
+    rows: int,
+    weight: _Quantised,
+    outs: int,
+    ins: int,
+    bias_ptr: int,
+    stream: int,
+) -> None: ...
+def gpu_dequantise(dst_ptr: int, tensor: _Quantised, elements: int, first: int, count: int, stream: int) -> None: ...
 def source_open(path: _Path) -> int: ...
 def source_open_base(folder: _Path) -> int: ...
 def source_new(label: str) -> int: ...

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tpde import _ops, _quant_file, _tensors
+from tpde import _ops, _quant_file, _quantised_linear, _tensors  # noqa: F401  the operators
 from tpde._sources import TORCH_SUFFIXES, PathLike, load_torch
 from tpde._status import ArgumentError, CorruptError, ExistsError, NotFoundError
 from tpde.quant import QuantizedTensor

@@ -191,6 +191,21 @@ func TestLayout(t *testing.T) {
 	offset("zstd::Place", "buffer", 0)
 	offset("zstd::Place", "slot", 8)
 	offset("zstd::Place", "planes", 12)
+	text.WriteString("#include \"matvec.cuh\"\n")
+	var m matvecArguments
+	same("sizeof(matvec::Matvec)", unsafe.Sizeof(m))
+	same("matvec::kColumns", MatvecRows)
+	offset("matvec::Matvec", "code", unsafe.Offsetof(m.code))
+	offset("matvec::Matvec", "x", unsafe.Offsetof(m.x))
+	offset("matvec::Matvec", "bias", unsafe.Offsetof(m.bias))
+	offset("matvec::Matvec", "y", unsafe.Offsetof(m.y))
+	offset("matvec::Matvec", "x_stride", unsafe.Offsetof(m.xStride))
+	offset("matvec::Matvec", "outs", unsafe.Offsetof(m.outs))
+	offset("matvec::Matvec", "ins", unsafe.Offsetof(m.ins))
+	offset("matvec::Matvec", "rows", unsafe.Offsetof(m.rows))
+	offset("matvec::Matvec", "parts", unsafe.Offsetof(m.parts))
+	offset("matvec::Matvec", "row_groups", unsafe.Offsetof(m.rowGroups))
+	offset("matvec::Matvec", "shift", unsafe.Offsetof(m.shift))
 	if _, err := c.Compile(nvrtc.Source{Name: "layout.cu", Text: text.String(), Headers: headers(), Options: []string{"--std=c++17"}}, "sm_90"); err != nil {
 		t.Error(err)
 	}

@@ -17,6 +17,8 @@ type device struct {
 	context cuda.Context
 	target  string // architecture to compile for
 	limits  limits
+	// tensorCores says whether they multiply 16-bit floats of both types.
+	tensorCores bool
 
 	functions [kernelIDs]atomic.Uintptr // cuda.Function; 0 if not loaded yet
 
@@ -41,7 +43,7 @@ func (e *Engine) device(ordinal int) (*device, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &device{modules: map[string]cuda.Module{}, limits: limits{v.Processors, v.Shared}}
+	d := &device{modules: map[string]cuda.Module{}, limits: limits{v.Processors, v.Shared}, tensorCores: v.Major >= 8}
 	if d.target, err = e.compiler.Target(10*v.Major + v.Minor); err != nil {
 		return nil, err
 	}

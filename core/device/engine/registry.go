@@ -30,6 +30,9 @@ const (
 	scatterAdd
 	scatterAddInPlace
 	scatterAddNaive
+	matvecTiles
+	matvecAny
+	dequantise
 )
 
 // entries says where each entry point is, how it is compiled, once for each of
@@ -50,6 +53,9 @@ var entries = [...]struct {
 	scatterAdd:        {"scatter.cu", "scatter_add", scatterVariants, "elements"},
 	scatterAddInPlace: {"scatter.cu", "scatter_add_in_place", scatterVariants, "deltas"},
 	scatterAddNaive:   {"scatter.cu", "scatter_add_naive", scatterVariants, "deltas"},
+	matvecTiles:       {"matvec.cu", "matvec_tiles", matvecVariants, "outs"},
+	matvecAny:         {"matvec_any.cu", "matvec_any", quantisedTypes, "outs"},
+	dequantise:        {"dequantise.cu", "dequantise", quantisedTypes, "elements"},
 }
 
 var (
@@ -62,7 +68,25 @@ var (
 		"-DWORD=u8 -DADD=F8E4M3", "-DWORD=u8 -DADD=F8E5M2", "-DWORD=u8 -DADD=F8E4M3FNUZ", "-DWORD=u8 -DADD=F8E5M2FNUZ",
 	}
 	scatterVariants = []string{"-DDTYPE=F16", "-DDTYPE=BF16", "-DDTYPE=F32", "-DDTYPE=F64"}
+	// Types of quantised weights, numbered by arithmetic; matvecVariants has each
+	// layout of codes (matvecLayout) for the first two.
+	quantisedTypes = []string{"-DTYPE=quant::kF16", "-DTYPE=quant::kBF16", "-DTYPE=quant::kF32"}
+	matvecVariants = eachOf(quantisedTypes[:2], []string{
+		"-DKIND=quant::kLinear -DBITS=2", "-DKIND=quant::kLinear -DBITS=3", "-DKIND=quant::kLinear -DBITS=4", "-DKIND=quant::kLinear -DBITS=8",
+		"-DKIND=quant::kCodebook -DBITS=4", "-DKIND=quant::kInt8Rows -DBITS=8",
+	})
 )
+
+// eachOf joins every string of a with every one of b.
+func eachOf(a, b []string) []string {
+	var all []string
+	for _, x := range a {
+		for _, y := range b {
+			all = append(all, x+" "+y)
+		}
+	}
+	return all
+}
 
 const maxVariants = 16
 
