@@ -169,8 +169,8 @@ TPDE_FN void octet_float(const quant::QuantBase& q, const u32* codes, u32 octet,
   }
 #pragma unroll
   for (u32 i = 0; i < 4; i++) {
-    const float a = quant::value<kKind>(q, lo >> kBits * i & mask, s);
-    const float b = quant::value<kKind>(q, hi >> kBits * i & mask, s);
+    const float a = quant::value<kKind>(q.code, lo >> kBits * i & mask, s);
+    const float b = quant::value<kKind>(q.code, hi >> kBits * i & mask, s);
     pairs[i] = quant::narrow_pair<kType>(a, b);
   }
 }
