@@ -43,6 +43,13 @@ def expected(x: torch.Tensor, q: quant.QuantizedTensor, bias: torch.Tensor | Non
     return y if bias is None else y + bias.double()
 
 
+def bound(x: torch.Tensor, q: quant.QuantizedTensor, bias: torch.Tensor | None) -> float:
+    """How far off the result may be, relative to its length: sums in float32 lose by what cancels out in them."""
+    exact = expected(x, q, bias)
+    added = x.double().abs() @ q.dequantize().double().abs().T
+    return TOLERANCE[x.dtype] + 2**-24 * float(added.norm() / exact.norm())
+
+
 def error(got: torch.Tensor, exact: torch.Tensor) -> float:
     """How far off the result is, relative to its length."""
     return float((got.double() - exact).norm() / exact.norm())

@@ -7,7 +7,7 @@ import torch
 
 import tpde
 from gpu_support import NEEDS_GPU
-from quantised import LAYOUTS, TOLERANCE, error, expected, layout
+from quantised import LAYOUTS, bound, error, expected, layout
 from support import assert_same_bits
 from tpde import _cuda_matvec
 
@@ -24,7 +24,7 @@ def check(x, q, bias=None) -> torch.Tensor:
     got = tpde.quantised_linear(x, q, bias)
     exact = expected(x, q, bias)
     assert got.shape == exact.shape and got.dtype is x.dtype
-    assert error(got, exact) <= TOLERANCE[x.dtype]
+    assert error(got, exact) <= bound(x, q, bias)
     for _ in range(3):
         assert_same_bits(tpde.quantised_linear(x, q, bias).cpu(), got.cpu())
     return got

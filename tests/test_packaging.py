@@ -188,7 +188,8 @@ def test_go_package_is_new_enough():
 def test_make_help_names_the_targets():
     text = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert set(re.findall(r"^  make ([\w-]+)", text, re.MULTILINE)) == {
-        "help", "venv", "build", "demo", "test", "lint", "bench", "bench-gpu", "gpu-bundle", "fuzz", "wheel", "clean",
+        "help", "venv", "build", "demo", "test", "lint", "bench", "bench-gpu", "bench-offload", "gpu-bundle",
+        "gpu-bundle-offload", "fuzz", "wheel", "clean",
     }  # fmt: skip
 
 
