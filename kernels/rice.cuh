@@ -41,7 +41,7 @@ template <typename Word>
 TPDE_FN Way way_of(const Head& h, const Tables& tables, u32 words) {
   if ((kNear<Word> && tables.keys > kNearKeys) || words > kMaxWords || h.gap_events > kMaxList) return kSerially;
   // No sum overflows: there are no more events than words.
-  const bool listed = 2 * h.gap_events + 3 * h.values + kCodesAhead <= 2 * kMaxList;
+  const bool listed = 2 * h.gap_events + 3 * h.values <= 2 * kMaxList;
   return listed && h.values <= Shape<Word>::kTileWords ? kAllListed : kWalked;
 }
 
