@@ -188,18 +188,31 @@ template <typename Word>
 TPDE_FN bool decode_chunk(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data, u32 data_words,
                           u32 deltas) {
   Private<Ahead<Word>, kThreads> ahead = {};
+  const u32 kAtOnce = 2;
   const bool near = data_words <= sizeof(s.tile) / 4 - NearStrings::kBehind;
   EACH_THREAD(t, kThreads) {
-    u32* strings = reinterpret_cast<u32*>(s.tile);  // until there is a tile
-    for (u32 i = t; near && i < data_words + NearStrings::kBehind; i += kThreads) {
-      strings[i] = i < data_words ? byte_swap(data[i]) : 0;
-    }
+    // All is loaded before any of it is waited for.
     load_tile(b, 0, t, ahead[t]);
-    const u32* steps = tables.at<u32>(tables.step_at);
-    const u8* codes = tables.at<u8>(tables.code_at);
-    for (u32 i = t; i < min_u32(tables.keys, kNearKeys); i += kThreads) s.step[i] = steps[i], s.code[i] = codes[i];
-    if (t < kClasses) {
-      s.classes[t] = tables.classes[t];
+    u32 word[kAtOnce];
+#pragma unroll
+    for (u32 j = 0; j < kAtOnce; j++) word[j] = t + j * kThreads < data_words ? data[t + j * kThreads] : 0;
+    const bool has_key = t < min_u32(tables.keys, kNearKeys), has_class = t < kClasses;
+    const u32 step = has_key ? tables.at<u32>(tables.step_at)[t] : 0;
+    const u8 code = has_key ? tables.at<u8>(tables.code_at)[t] : 0;
+    const ClassInfo info = has_class ? tables.classes[t] : ClassInfo{0, 0, 0, 0};
+    if (near) {
+      u32* strings = reinterpret_cast<u32*>(s.tile);  // until there is a tile
+      const u32 behind = data_words + NearStrings::kBehind;
+#pragma unroll
+      for (u32 j = 0; j < kAtOnce; j++) {
+        if (t + j * kThreads < behind) strings[t + j * kThreads] = byte_swap(word[j]);
+      }
+#pragma unroll 1
+      for (u32 i = t + kAtOnce * kThreads; i < behind; i += kThreads) strings[i] = i < data_words ? byte_swap(data[i]) : 0;
+    }
+    if (has_key) s.step[t] = step, s.code[t] = code;
+    if (has_class) {
+      s.classes[t] = info;
       s.progress[t] = Progress{0, 0, 0, 0};
       for (u32 i = 0; i < kPages; i++) s.notes.listed.page[t][i] = 0xffff;
     }

@@ -196,41 +196,46 @@ TPDE_FN void read_near_lane(Shared<Word>& s, const Room& room, const u32* data, 
   if (!lane_ends(s, data, l, s.lane_start[l] + (position & 0xffff) - (start & 31))) raise(&s.bad);
 }
 
-// Adds thread t's values to their words, several at a time, since it waits for
-// the words.
+// Words that a thread adds values to, several at a time, since it waits for them.
 template <typename Word>
-TPDE_FN void apply_values(Shared<Word>& s, const Room& room, const Block<Word>& b, const Tables& tables, const u32* data, u32 t) {
-  const u32 kAtOnce = 4;
+struct Bases {
+  static const u32 kCount = 4;
+  u32 at[kCount];
+  Word word[kCount];
+};
+
+// Loads those of value n and each kThreads further on.
+template <typename Word>
+TPDE_FN void load_bases(Shared<Word>& s, const Block<Word>& b, u32 n, Bases<Word>& bases) {
+#pragma unroll
+  for (u32 j = 0; j < Bases<Word>::kCount; j++, n += kThreads) {
+    if (n >= s.head.values) break;
+    bases.at[j] = position_of(s, b.words, n);
+    bases.word[j] = base_word(b, bases.at[j]);
+  }
+}
+
+// Adds the values to them, and returns how many dense words change.
+template <typename Word>
+TPDE_FN u32 apply_values(Shared<Word>& s, const Room& room, const Block<Word>& b, const Tables& tables, const u32* data,
+                         u32 n, const Bases<Word>& bases) {
   const Head& h = s.head;
   u32 changed = 0;
-#pragma unroll 1
-  for (u32 first = t; first < h.values; first += kAtOnce * kThreads) {
-    u32 at[kAtOnce];
-    Word base[kAtOnce];
 #pragma unroll
-    for (u32 j = 0; j < kAtOnce; j++) {
-      const u32 n = first + j * kThreads;
-      if (n >= h.values) break;
-      at[j] = position_of(s, b.words, n);
-      base[j] = base_word(b, at[j]);
-    }
-#pragma unroll
-    for (u32 j = 0; j < kAtOnce; j++) {
-      const u32 n = first + j * kThreads;
-      if (n >= h.values) break;
-      const bool dense = n >= h.values_at[kDense];
-      const Word v = room.fits ? (Word)room_of(s)[n] : values_of(s)[n];
-      if (dense && h.exceptions > 0 && is_exception(h, data, at[j], b.words)) {
-        if (v != (Word)tables.codes[codes_of(s)[n]].placeholder) raise(&s.bad);
-      } else if (v != 0) {
-        b.dst[at[j]] = apply<Word>(base[j], v);
-        changed += dense;  // events of gap classes have been counted
-      } else if (!dense) {
-        raise(&s.bad);  // an unchanged word has no event
-      }
+  for (u32 j = 0; j < Bases<Word>::kCount; j++, n += kThreads) {
+    if (n >= h.values) break;
+    const bool dense = n >= h.values_at[kDense];
+    const Word v = room.fits ? (Word)room_of(s)[n] : values_of(s)[n];
+    if (dense && h.exceptions > 0 && is_exception(h, data, bases.at[j], b.words)) {
+      if (v != (Word)tables.codes[codes_of(s)[n]].placeholder) raise(&s.bad);
+    } else if (v != 0) {
+      b.dst[bases.at[j]] = apply<Word>(bases.word[j], v);
+      changed += dense;  // events of gap classes have been counted
+    } else if (!dense) {
+      raise(&s.bad);  // an unchanged word has no event
     }
   }
-  if (changed) add_shared(&s.deltas, changed);
+  return changed;
 }
 
 // Reads and applies all values of a chunk whose list has them, and whose values
@@ -243,8 +248,10 @@ TPDE_FN void decode_values(Shared<Word>& s, const Block<Word>& b, const Tables& 
     if (room.fits) fill_room(s, room, tables, data, t);
   }
   barrier();
+  Private<Bases<Word>, kThreads> bases;
   // The lanes of a warp take little longer than one of them.
   EACH_THREAD(t, kThreads) {
+    load_bases(s, b, t, bases[t]);  // while others read
     if (t < s.head.lanes) {
       if (s.lane_start[t] > s.head.bits) {
         raise(&s.bad);
@@ -256,7 +263,15 @@ TPDE_FN void decode_values(Shared<Word>& s, const Block<Word>& b, const Tables& 
     }
   }
   barrier();
-  EACH_THREAD(t, kThreads) { apply_values(s, room, b, tables, data, t); }
+  EACH_THREAD(t, kThreads) {
+    u32 changed = 0;
+#pragma unroll 1
+    for (u32 n = t; n < s.head.values; n += Bases<Word>::kCount * kThreads) {
+      if (n != t) load_bases(s, b, n, bases[t]);
+      changed += apply_values(s, room, b, tables, data, n, bases[t]);
+    }
+    if (changed) add_shared(&s.deltas, changed);
+  }
 }
 
 }  // namespace rice
