@@ -161,7 +161,7 @@ template <typename Word, typename Strings>
 TPDE_FN bool read_events(Shared<Word>& s, const Tables& tables, const Strings& strings, u32 words, Way& way) {
   EACH_THREAD(t, kThreads) {
     if (t == 0) {
-      s.bad = read_head(s.classes, strings, words, sizeof(Word), s.head) ? 0 : 1;
+      if (!read_head(s.classes, strings, words, sizeof(Word), s.head)) raise(&s.bad);
       s.deltas = s.head.gap_events;
     }
   }
@@ -219,7 +219,7 @@ TPDE_FN bool decode_chunk(Shared<Word>& s, const Block<Word>& b, const Tables& t
     if (t == 0) {
       s.zero_class = tables.zero_class;
       s.entries = tables.entries;
-      s.far_events = s.too_wide = 0;
+      s.far_events = s.too_wide = s.bad = 0;
     }
   }
   barrier();
@@ -229,8 +229,11 @@ TPDE_FN bool decode_chunk(Shared<Word>& s, const Block<Word>& b, const Tables& t
   if (!good) return false;
   decode_events(s, b, tables, data, way, ahead);
   if (failed(s)) return false;
-  EACH_THREAD(t, kThreads) { apply_exceptions(s, b, data, t); }
-  return !failed(s) && s.deltas == deltas;
+  if (s.head.exceptions > 0) {
+    EACH_THREAD(t, kThreads) { apply_exceptions(s, b, data, t); }
+    if (failed(s)) return false;
+  }
+  return s.deltas == deltas;
 }
 
 }  // namespace rice

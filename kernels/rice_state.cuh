@@ -245,13 +245,17 @@ TPDE_FN Word tile_word(const Shared<Word>& s, u32 i) {
 }
 
 // Whether the chunk has been found corrupt: the same for all threads, and told
-// before any of them goes on.
+// before any of them goes on. A thread sees at least the flag that it raised
+// itself, and the barrier tells the others.
 template <typename Word>
 TPDE_FN bool failed(const Shared<Word>& s) {
-  barrier();
-  const bool bad = s.bad != 0;
-  barrier();
-  return bad;
+#ifdef __CUDA_ARCH__
+  return __syncthreads_or(s.bad != 0);
+#elif defined(__CUDACC__)
+  return __syncthreads_or(__atomic_load_n(&s.bad, __ATOMIC_RELAXED) != 0);
+#else
+  return s.bad != 0;
+#endif
 }
 
 // The key of a word of which x is, or is the upper half.
