@@ -99,7 +99,7 @@ TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& t
     count_tile(s, steps);
     barrier();
     EACH_WARP(w, kWarps) {
-      for (u32 c = w; c < kClasses; c += kWarps) find_range<Word, Walk>(s, b, steps, first, c, far_events);
+      if (w < kClasses) find_range<Word, Walk>(s, b, steps, first, w, far_events);
     }
     barrier();  // the copy, too, is written before the events
     EACH_THREAD(t, kThreads) {

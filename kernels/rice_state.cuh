@@ -23,6 +23,7 @@ const u32 kLaneValues = 128;
 const u32 kShortWords = 65536;  // positions in chunks of at most so many words have 16 bits
 const u32 kNearKeys = 256;      // keys whose steps fit into shared memory
 static_assert(kThreads >= kNearKeys, "a thread loads a key");
+static_assert(kWarps >= kClasses, "a warp has a class");
 const u32 kMaxList = 8192;      // events that a list in shared memory holds
 const u32 kMaxWords = 1 << 18;  // of a chunk with such a list: the sum of its distances has 31 bits
 const u32 kPageWords = 65536;   // words whose numbers differ in their low 16 bits
