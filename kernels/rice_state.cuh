@@ -91,6 +91,7 @@ struct Shape {
   static const u32 kPer = 16 / sizeof(Word);                          // words of a group
   static const u32 kLimit = kMaxList / kThreads / kPer;
   static const u32 kStretch = kLimit < 4 ? kLimit : 4;                // groups that a thread counts
+  static_assert(kStretch <= 4, "as it is swizzled");
   static const u32 kGroups = kThreads * kStretch;                     // of a tile
   static const u32 kTileWords = kGroups * kPer;
   static const u32 kSegmentGroups = kSegmentWords / kPer;
@@ -223,7 +224,8 @@ struct Shared {
 };
 
 // Where a group of a tile lies: threads that read their stretches hit different
-// banks of shared memory.
+// banks of shared memory. Group g of a stretch lies where its first does, but for
+// the bits of g; and 32 groups further on is 32 further on.
 template <typename Word>
 TPDE_FN u32 swizzle(u32 group) {
   return group ^ (group >> 3 & (Shape<Word>::kStretch - 1));
