@@ -41,7 +41,7 @@ template <typename Word>
 TPDE_FN Way way_of(const Head& h, const Tables& tables, u32 words) {
   if ((kNear<Word> && tables.keys > kNearKeys) || words > kMaxWords || h.gap_events > kMaxList) return kSerially;
   // No sum overflows: there are no more events than words.
-  const bool listed = 2 * h.gap_events + 3 * h.values + kCodesAhead <= 2 * kMaxList;
+  const bool listed = 2 * h.gap_events + 3 * h.values <= 2 * kMaxList;
   return listed && h.values <= Shape<Word>::kTileWords ? kAllListed : kWalked;
 }
 
@@ -99,7 +99,7 @@ TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& t
     count_tile(s, steps);
     barrier();
     EACH_WARP(w, kWarps) {
-      for (u32 c = w; c < kClasses; c += kWarps) find_range<Word, Walk>(s, b, steps, first, c, far_events);
+      if (w < kClasses) find_range<Word, Walk>(s, b, steps, first, w, far_events);
     }
     barrier();  // the copy, too, is written before the events
     EACH_THREAD(t, kThreads) {
@@ -161,7 +161,7 @@ template <typename Word, typename Strings>
 TPDE_FN bool read_events(Shared<Word>& s, const Tables& tables, const Strings& strings, u32 words, Way& way) {
   EACH_THREAD(t, kThreads) {
     if (t == 0) {
-      s.bad = read_head(s.classes, strings, words, sizeof(Word), s.head) ? 0 : 1;
+      if (!read_head(s.classes, strings, words, sizeof(Word), s.head)) raise(&s.bad);
       s.deltas = s.head.gap_events;
     }
   }
@@ -188,25 +188,38 @@ template <typename Word>
 TPDE_FN bool decode_chunk(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data, u32 data_words,
                           u32 deltas) {
   Private<Ahead<Word>, kThreads> ahead = {};
+  const u32 kAtOnce = 2;
   const bool near = data_words <= sizeof(s.tile) / 4 - NearStrings::kBehind;
   EACH_THREAD(t, kThreads) {
-    u32* strings = reinterpret_cast<u32*>(s.tile);  // until there is a tile
-    for (u32 i = t; near && i < data_words + NearStrings::kBehind; i += kThreads) {
-      strings[i] = i < data_words ? byte_swap(data[i]) : 0;
-    }
+    // All is loaded before any of it is waited for.
     load_tile(b, 0, t, ahead[t]);
-    const u32* steps = tables.at<u32>(tables.step_at);
-    const u8* codes = tables.at<u8>(tables.code_at);
-    for (u32 i = t; i < min_u32(tables.keys, kNearKeys); i += kThreads) s.step[i] = steps[i], s.code[i] = codes[i];
-    if (t < kClasses) {
-      s.classes[t] = tables.classes[t];
+    u32 word[kAtOnce];
+#pragma unroll
+    for (u32 j = 0; j < kAtOnce; j++) word[j] = t + j * kThreads < data_words ? data[t + j * kThreads] : 0;
+    const bool has_key = t < min_u32(tables.keys, kNearKeys), has_class = t < kClasses;
+    const u32 step = has_key ? tables.at<u32>(tables.step_at)[t] : 0;
+    const u8 code = has_key ? tables.at<u8>(tables.code_at)[t] : 0;
+    const ClassInfo info = has_class ? tables.classes[t] : ClassInfo{0, 0, 0, 0};
+    if (near) {
+      u32* strings = reinterpret_cast<u32*>(s.tile);  // until there is a tile
+      const u32 behind = data_words + NearStrings::kBehind;
+#pragma unroll
+      for (u32 j = 0; j < kAtOnce; j++) {
+        if (t + j * kThreads < behind) strings[t + j * kThreads] = byte_swap(word[j]);
+      }
+#pragma unroll 1
+      for (u32 i = t + kAtOnce * kThreads; i < behind; i += kThreads) strings[i] = i < data_words ? byte_swap(data[i]) : 0;
+    }
+    if (has_key) s.step[t] = step, s.code[t] = code;
+    if (has_class) {
+      s.classes[t] = info;
       s.progress[t] = Progress{0, 0, 0, 0};
       for (u32 i = 0; i < kPages; i++) s.notes.listed.page[t][i] = 0xffff;
     }
     if (t == 0) {
       s.zero_class = tables.zero_class;
       s.entries = tables.entries;
-      s.far_events = s.too_wide = 0;
+      s.far_events = s.too_wide = s.bad = 0;
     }
   }
   barrier();
@@ -216,8 +229,11 @@ TPDE_FN bool decode_chunk(Shared<Word>& s, const Block<Word>& b, const Tables& t
   if (!good) return false;
   decode_events(s, b, tables, data, way, ahead);
   if (failed(s)) return false;
-  EACH_THREAD(t, kThreads) { apply_exceptions(s, b, data, t); }
-  return !failed(s) && s.deltas == deltas;
+  if (s.head.exceptions > 0) {
+    EACH_THREAD(t, kThreads) { apply_exceptions(s, b, data, t); }
+    if (failed(s)) return false;
+  }
+  return s.deltas == deltas;
 }
 
 }  // namespace rice

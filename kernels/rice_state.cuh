@@ -22,6 +22,8 @@ const u32 kMaxLanes = 32;
 const u32 kLaneValues = 128;
 const u32 kShortWords = 65536;  // positions in chunks of at most so many words have 16 bits
 const u32 kNearKeys = 256;      // keys whose steps fit into shared memory
+static_assert(kThreads >= kNearKeys, "a thread loads a key");
+static_assert(kWarps >= kClasses, "a warp has a class");
 const u32 kMaxList = 8192;      // events that a list in shared memory holds
 const u32 kMaxWords = 1 << 18;  // of a chunk with such a list: the sum of its distances has 31 bits
 const u32 kPageWords = 65536;   // words whose numbers differ in their low 16 bits
@@ -89,6 +91,7 @@ struct Shape {
   static const u32 kPer = 16 / sizeof(Word);                          // words of a group
   static const u32 kLimit = kMaxList / kThreads / kPer;
   static const u32 kStretch = kLimit < 4 ? kLimit : 4;                // groups that a thread counts
+  static_assert(kStretch <= 4, "as it is swizzled");
   static const u32 kGroups = kThreads * kStretch;                     // of a tile
   static const u32 kTileWords = kGroups * kPer;
   static const u32 kSegmentGroups = kSegmentWords / kPer;
@@ -221,7 +224,8 @@ struct Shared {
 };
 
 // Where a group of a tile lies: threads that read their stretches hit different
-// banks of shared memory.
+// banks of shared memory. Group g of a stretch lies where its first does, but for
+// the bits of g; and 32 groups further on is 32 further on.
 template <typename Word>
 TPDE_FN u32 swizzle(u32 group) {
   return group ^ (group >> 3 & (Shape<Word>::kStretch - 1));
@@ -244,13 +248,17 @@ TPDE_FN Word tile_word(const Shared<Word>& s, u32 i) {
 }
 
 // Whether the chunk has been found corrupt: the same for all threads, and told
-// before any of them goes on.
+// before any of them goes on. A thread sees at least the flag that it raised
+// itself, and the barrier tells the others.
 template <typename Word>
 TPDE_FN bool failed(const Shared<Word>& s) {
-  barrier();
-  const bool bad = s.bad != 0;
-  barrier();
-  return bad;
+#ifdef __CUDA_ARCH__
+  return __syncthreads_or(s.bad != 0);
+#elif defined(__CUDACC__)
+  return __syncthreads_or(__atomic_load_n(&s.bad, __ATOMIC_RELAXED) != 0);
+#else
+  return s.bad != 0;
+#endif
 }
 
 // The key of a word of which x is, or is the upper half.

@@ -48,19 +48,19 @@ TPDE_FN void stage_tile(Shared<Word>& s, const Block<Word>& b, u32 first, u32 t,
   const u32 per = Shape<Word>::kPer, group = first_group<Word>(t);
   if (is_whole(b, first)) {
     Word* to = b.dst + (first + group * per);
+    Group* slot = s.tile + swizzle<Word>(group);
 #ifdef QUANT
 #pragma unroll 1
 #else
 #pragma unroll
 #endif
     for (u32 j = 0; j < Shape<Word>::kStretch; j++) {
-      const u32 i = group + j * 32;
 #ifdef QUANT
-      const Group g = dequant(*b.quantised, b.first + first + i * per, per);
+      const Group g = dequant(*b.quantised, b.first + first + (group + j * 32) * per, per);
 #else
       const Group g = a.g[j];
 #endif
-      store_shared(&s.tile[swizzle<Word>(i)], g);
+      store_shared(slot + j * 32, g);
       if (copy) store_whole(to + j * 32 * per, g);
     }
     return;
@@ -130,11 +130,12 @@ struct Stretch {
 
 template <typename Word, bool InShared>
 TPDE_FN void count_stretch(const Shared<Word>& s, const Steps<Word, InShared>& steps, u32 t, Stretch<Word>& sum) {
+  const u32 own = swizzle<Word>(t * Shape<Word>::kStretch);
   sum.all = Counts{0, 0};
 #pragma unroll
   for (u32 j = 0; j < Shape<Word>::kStretch; j++) {
     sum.g[j] = sum.all;
-    const Group g = load_whole(&s.tile[swizzle<Word>(t * Shape<Word>::kStretch + j)]);
+    const Group g = load_whole(&s.tile[own ^ j]);
 #pragma unroll
     for (u32 part = 0; part < Shape<Word>::kPer; part += 8) {  // half a byte holds no more
       u32 n = 0;

@@ -10,8 +10,6 @@
 
 namespace rice {
 
-const u32 kCodesAhead = 2;  // values whose codes are looked up ahead
-
 // The first value of a lane; `lanes` for l gives their number.
 TPDE_FN u32 first_value(const Head& h, u32 l) { return l * h.values / h.lanes; }
 
@@ -81,71 +79,50 @@ TPDE_FN u8* codes_of(Shared<Word>& s) {
   return reinterpret_cast<u8*>(positions_of(s) + s.head.values);
 }
 
-// A code as lanes use it.
-struct alignas(8) NearCode {
-  Near entry;  // the first one
-  u32 peek;
-};
-
-TPDE_FN NearCode load_code(Near at) {
-#ifdef __CUDA_ARCH__
-  NearCode v;
-  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.entry.address), "=r"(v.peek) : "r"(at.address));
-  return v;
-#else
-  return *reinterpret_cast<const NearCode*>(at.address);
-#endif
-}
-
-// What the tile and its counts leave when all of them are done: first the values,
-// then what lanes need, if it fits.
+// What the tile and its counts leave when all of them are done. First a word for
+// each value, whose low half the value replaces: bits that its entry is found by,
+// and from bit 16 the bytes from the first entry of all to that of its code. Then
+// what lanes need.
 struct Room {
-  u32 codes;    // byte of NearCode[kMaxCodes]
-  u32 strings;  // byte of the words behind the quotients, in the byte order of numbers, and a zero
-  u32 entries;  // byte
+  u32 strings;  // word: those behind the quotients follow, in the byte order of numbers, and a zero
+  u32 entries;  // word
   u32 first;    // word of the data that the strings start with
   u32 last;     // number of the zero
   bool fits;
 
   template <typename Word>
   TPDE_FN explicit Room(const Shared<Word>& s) {
-    const u32 bytes = sizeof(s.tile) + sizeof(s.before);
+    const u32 words = sizeof(s.tile) / 4 + sizeof(s.before) / 4;
     first = s.head.quotient_at[kDense] / 32;
     last = s.head.bits / 32 - first;
-    codes = (s.head.values * (u32)sizeof(Word) + 7) / 8 * 8;
-    strings = codes + kMaxCodes * (u32)sizeof(NearCode);
-    entries = strings + 4 * (last + 1);
-    fits = sizeof(Word) <= 2 && last < bytes / 4 && s.entries < bytes / 4 && entries + 4 * s.entries <= bytes;
+    strings = s.head.values;
+    entries = strings + last + 1;
+    fits = sizeof(Word) <= 2 && last < words && s.entries < words && entries + s.entries <= words;
   }
 };
 
-// T[] at a byte of the room.
-template <typename T, typename Word>
-TPDE_FN T* room_at(Shared<Word>& s, u32 byte) {
-  return reinterpret_cast<T*>(reinterpret_cast<u8*>(s.tile) + byte);
+template <typename Word>
+TPDE_FN u32* room_of(Shared<Word>& s) {
+  return reinterpret_cast<u32*>(s.tile);
 }
 
+// The values of words that the room has none for.
 template <typename Word>
 TPDE_FN Word* values_of(Shared<Word>& s) {
-  return room_at<Word>(s, 0);
-}
-
-template <typename Word>
-TPDE_FN Near near_room(Shared<Word>& s, u32 byte) {
-  return Near::of(s.tile).plus(byte);
+  return reinterpret_cast<Word*>(s.tile);
 }
 
 // Thread t's share in filling the room.
 template <typename Word>
 TPDE_FN void fill_room(Shared<Word>& s, const Room& room, const Tables& tables, const u32* data, u32 t) {
-  if (t < kMaxCodes) {
-    const CodeInfo& code = tables.codes[t];
-    room_at<NearCode>(s, room.codes)[t] = NearCode{near_room(s, room.entries + 4 * code.lookup), code.peek};
-  }
-  u32* strings = room_at<u32>(s, room.strings);
-  for (u32 i = t; i <= room.last; i += kThreads) strings[i] = i < room.last ? byte_swap(data[room.first + i]) : 0;
+  u32* to = room_of(s);
   const u32* entries = tables.at<u32>(tables.entry_at);
-  for (u32 i = t; i < s.entries; i += kThreads) room_at<u32>(s, room.entries)[i] = entries[i];
+  for (u32 i = t; i < s.entries; i += kThreads) to[room.entries + i] = entries[i];
+  for (u32 i = t; i <= room.last; i += kThreads) to[room.strings + i] = i < room.last ? byte_swap(data[room.first + i]) : 0;
+  for (u32 n = t; n < s.head.values; n += kThreads) {
+    const CodeInfo& code = tables.codes[codes_of(s)[n]];
+    to[n] = code.lookup << 18 | code.peek;
+  }
 }
 
 // The first word of the page that event i of class c is in.
@@ -182,81 +159,83 @@ TPDE_FN void read_lane(Shared<Word>& s, const Tables& tables, const u32* data, u
   if (!lane_ends(s, data, l, bits.position())) raise(&s.bad);
 }
 
-// The same from the room. A word of the string is loaded ahead, and so are codes.
+// The same from the room. What is loaded in a turn but the entry is for later ones.
 template <typename Word>
 TPDE_FN void read_near_lane(Shared<Word>& s, const Room& room, const u32* data, u32 l) {
   const Head& h = s.head;
-  const u32 start = s.lane_start[l] - room.first * 32, each = sizeof(NearCode);
-  const Near codes = near_room(s, room.codes), strings = near_room(s, room.strings), last = strings.plus(4 * room.last);
+  const u32 start = s.lane_start[l] - room.first * 32;
+  const Near entries = Near::of(room_of(s) + room.entries), strings = Near::of(room_of(s) + room.strings);
+  const Near last = strings.plus(4 * room.last);
   Near next = strings.plus(4 * min_u32(start / 32, room.last));
   u32 high = next.word();
   next = next.plus(4).up_to(last);
   u32 low = next.word();
   next = next.plus(4).up_to(last);
-  u32 ahead = next.word();
   // Bits from the start of a word on, in bits 0-15: a lane has at most 256 values
   // of at most 26 bits. Above, biases add up to what means nothing.
   u32 position = start & 31;
-  const u32 begin = first_value(h, l), count = first_value(h, l + 1) - begin;
-  const u8* number = codes_of(s) + begin;
-  Word* values = values_of(s) + begin;
-  NearCode code_after = load_code(codes.plus(each * number[0]));
-  u32 number_after = number[1];
-#pragma unroll 1
-  for (u32 i = 0; i < count; i++) {
-    const NearCode code = code_after;
-    code_after = load_code(codes.plus(each * number_after));
-    number_after = number[i + kCodesAhead];
+  u32 i = first_value(h, l);
+  const u32 end = first_value(h, l + 1);
+  u32* const slots = room_of(s);
+  u32 code_after = i < end ? slots[i] : 0;
+#pragma unroll 2
+  while (i < end) {
+    const u32 at = i++, code = code_after, ahead = next.word();
+    if (i < end) code_after = Near::of(slots + i).word();
     const u32 window = bits_between(high, low, position);
-    const u32 entry = code.entry.plus(4 * top_bits(window, code.peek)).word();
-    values[i] = (Word)(top_bits(window, entry) + (entry >> 16));
+    const u32 entry = entries.plus(code >> 16).plus(4 * top_bits(window, code)).word();
+    reinterpret_cast<u16*>(slots + at)[0] = (u16)(top_bits(window, entry) + (entry >> 16));
     const u32 to = position + entry;
     if ((to ^ position) & 32) {
       high = low;
       low = ahead;
       next = next.plus(4).up_to(last);
     }
-    ahead = next.word();
     position = to;
   }
   if (!lane_ends(s, data, l, s.lane_start[l] + (position & 0xffff) - (start & 31))) raise(&s.bad);
 }
 
-// Adds thread t's values to their words, several at a time, since it waits for
-// the words.
+// Words that a thread adds values to, several at a time, since it waits for them.
 template <typename Word>
-TPDE_FN void apply_values(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data, u32 t) {
-  const u32 kAtOnce = 4;
+struct Bases {
+  static const u32 kCount = 4;
+  u32 at[kCount];
+  Word word[kCount];
+};
+
+// Loads those of value n and each kThreads further on.
+template <typename Word>
+TPDE_FN void load_bases(Shared<Word>& s, const Block<Word>& b, u32 n, Bases<Word>& bases) {
+#pragma unroll
+  for (u32 j = 0; j < Bases<Word>::kCount; j++, n += kThreads) {
+    if (n >= s.head.values) break;
+    bases.at[j] = position_of(s, b.words, n);
+    bases.word[j] = base_word(b, bases.at[j]);
+  }
+}
+
+// Adds the values to them, and returns how many dense words change.
+template <typename Word>
+TPDE_FN u32 apply_values(Shared<Word>& s, const Room& room, const Block<Word>& b, const Tables& tables, const u32* data,
+                         u32 n, const Bases<Word>& bases) {
   const Head& h = s.head;
   u32 changed = 0;
-#pragma unroll 1
-  for (u32 first = t; first < h.values; first += kAtOnce * kThreads) {
-    u32 at[kAtOnce];
-    Word base[kAtOnce];
 #pragma unroll
-    for (u32 j = 0; j < kAtOnce; j++) {
-      const u32 n = first + j * kThreads;
-      if (n >= h.values) break;
-      at[j] = position_of(s, b.words, n);
-      base[j] = base_word(b, at[j]);
-    }
-#pragma unroll
-    for (u32 j = 0; j < kAtOnce; j++) {
-      const u32 n = first + j * kThreads;
-      if (n >= h.values) break;
-      const bool dense = n >= h.values_at[kDense];
-      const Word v = values_of(s)[n];
-      if (dense && h.exceptions > 0 && is_exception(h, data, at[j], b.words)) {
-        if (v != (Word)tables.codes[codes_of(s)[n]].placeholder) raise(&s.bad);
-      } else if (v != 0) {
-        b.dst[at[j]] = apply<Word>(base[j], v);
-        changed += dense;  // events of gap classes have been counted
-      } else if (!dense) {
-        raise(&s.bad);  // an unchanged word has no event
-      }
+  for (u32 j = 0; j < Bases<Word>::kCount; j++, n += kThreads) {
+    if (n >= h.values) break;
+    const bool dense = n >= h.values_at[kDense];
+    const Word v = room.fits ? (Word)room_of(s)[n] : values_of(s)[n];
+    if (dense && h.exceptions > 0 && is_exception(h, data, bases.at[j], b.words)) {
+      if (v != (Word)tables.codes[codes_of(s)[n]].placeholder) raise(&s.bad);
+    } else if (v != 0) {
+      b.dst[bases.at[j]] = apply<Word>(bases.word[j], v);
+      changed += dense;  // events of gap classes have been counted
+    } else if (!dense) {
+      raise(&s.bad);  // an unchanged word has no event
     }
   }
-  if (changed) add_shared(&s.deltas, changed);
+  return changed;
 }
 
 // Reads and applies all values of a chunk whose list has them, and whose values
@@ -266,12 +245,13 @@ TPDE_FN void decode_values(Shared<Word>& s, const Block<Word>& b, const Tables& 
   const Room room(s);
   EACH_THREAD(t, kThreads) {
     if (t == 0) sum_lanes(s);
-    if (t < kCodesAhead) codes_of(s)[s.head.values + t] = 0;
     if (room.fits) fill_room(s, room, tables, data, t);
   }
   barrier();
+  Private<Bases<Word>, kThreads> bases;
   // The lanes of a warp take little longer than one of them.
   EACH_THREAD(t, kThreads) {
+    load_bases(s, b, t, bases[t]);  // while others read
     if (t < s.head.lanes) {
       if (s.lane_start[t] > s.head.bits) {
         raise(&s.bad);
@@ -283,7 +263,15 @@ TPDE_FN void decode_values(Shared<Word>& s, const Block<Word>& b, const Tables& 
     }
   }
   barrier();
-  EACH_THREAD(t, kThreads) { apply_values(s, b, tables, data, t); }
+  EACH_THREAD(t, kThreads) {
+    u32 changed = 0;
+#pragma unroll 1
+    for (u32 n = t; n < s.head.values; n += Bases<Word>::kCount * kThreads) {
+      if (n != t) load_bases(s, b, n, bases[t]);
+      changed += apply_values(s, room, b, tables, data, n, bases[t]);
+    }
+    if (changed) add_shared(&s.deltas, changed);
+  }
 }
 
 }  // namespace rice

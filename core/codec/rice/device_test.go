@@ -65,3 +65,26 @@ func TestDeviceTables(t *testing.T) {
 		t.Errorf("tables of another dtype: %v", err)
 	}
 }
+
+// TestDeviceEntries checks the entries of words of up to 16 bits: a word is the
+// bits of code and plain bits, as a number, and what the entry adds.
+func TestDeviceEntries(t *testing.T) {
+	x := newTables(dtype.BF16)
+	x.shift = 7
+	x.hasDense = true
+	x.codes = []tableCode{{Code: interval.Code{Width: 16, Symbols: []interval.Symbol{
+		{Base: 8, Raw: 3, Length: 1}, {Base: 0xfffc, Raw: 2, Length: 1, Bits: 1},
+	}}}}
+	x.contexts = []context{{first: 0, class: dense}}
+	out, err := DeviceTables(dtype.BF16, x.marshal())
+	if err != nil {
+		t.Fatal(err)
+	}
+	le := binary.LittleEndian
+	at := le.Uint32(out[28:])
+	for i, want := range []uint32{4 | 8<<16, 3 | (0xfffc-1<<2)<<16} {
+		if got := le.Uint32(out[int(at)+4*i:]); got != want {
+			t.Errorf("entry %d is %#x, expected %#x", i, got, want)
+		}
+	}
+}

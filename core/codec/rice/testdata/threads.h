@@ -30,6 +30,16 @@ static struct Warp {
 
 static Warp& warp() { return warps[threadIdx.x / 32]; }
 static void __syncthreads() { block.wait(); }
+static int __syncthreads_or(int v) {
+  static int any;
+  if (v) __atomic_store_n(&any, 1, __ATOMIC_RELAXED);
+  block.wait();
+  const int r = __atomic_load_n(&any, __ATOMIC_RELAXED);
+  block.wait();
+  if (threadIdx.x == 0) __atomic_store_n(&any, 0, __ATOMIC_RELAXED);
+  block.wait();
+  return r;
+}
 static void __syncwarp() { warp().barrier.wait(); }
 static int __ffs(unsigned x) { return __builtin_ffs(x); }
 
