@@ -49,18 +49,19 @@ class Loop:
         return not self._model.config.is_encoder_decoder and self._plain()
 
     def run(
-        self, ids: torch.Tensor, before: list[int], count: int, processors: Sequence[Any], sample: bool, keep: bool,
-        ends: set[int],
+        self, ids: torch.Tensor, before: list[int], count: int, most: int, processors: Sequence[Any], sample: bool,
+        keep: bool, ends: set[int],
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:  # fmt: skip
         """Drafts behind ids [1, n], which are the tokens `before`.
 
-        count: of tokens, at least 1. processors: of logits, transformers'. keep: the model takes logits_to_keep.
+        count: of tokens, at least 1. most: tokens that may come in all, in this round and later ones.
+        processors: of logits, transformers'. keep: the model takes logits_to_keep.
         ends: tokens behind which nothing is drafted.
         Returns ids and the tokens, [1, n + count or fewer], and what each was chosen by, [1, vocabulary].
         """
         options = {"logits_to_keep": 1} if keep else {}
         with torch.inference_mode(False), torch.no_grad():
-            self._prepare(before, count)
+            self._prepare(before, count, most)
             new = ids[:, len(self._cached) :]
             logits = self._model(input_ids=new, past_key_values=self._cache, use_cache=True, **options).logits[:, -1]
             tokens = ids
@@ -100,14 +101,16 @@ class Loop:
                 self._fixed, self.why_no_graph = False, "the model's cache cannot be of fixed size"
         return True
 
-    def _prepare(self, before: list[int], count: int) -> None:
+    def _prepare(self, before: list[int], count: int, most: int) -> None:
         """Has the cache hold what is known of the tokens `before`, all but the last at most."""
         from transformers.cache_utils import DynamicCache, StaticCache
 
         need = len(before) + count + _SPARE
         if self._fixed and need > self._capacity:
             self.reset()
-            self._capacity = -(-(need + _ROUND // 2) // _ROUND) * _ROUND
+            # Twice what there is, so that a long text makes few caches, but no more than there will be.
+            room = max(need, min(len(before) + most + _SPARE, 2 * need))
+            self._capacity = -(-room // _ROUND) * _ROUND
             self._cache = StaticCache(config=self._model.config, max_cache_len=self._capacity)
         elif self._cache is None:
             self._cache = DynamicCache(config=self._model.config)

@@ -165,9 +165,15 @@ class SelfSpeculation:
         if self._loop.takes(kwargs):
             config = kwargs["generation_config"]
             tokens, scores = self._loop.run(
-                ids, before, count, kwargs["logits_processor"], config.do_sample, "logits_to_keep" in kwargs,
+                ids,
+                before,
+                count,
+                kwargs["max_new_tokens"],
+                kwargs["logits_processor"],
+                config.do_sample,
+                "logits_to_keep" in kwargs,
                 _ends(config.eos_token_id),
-            )  # fmt: skip
+            )
             output = SimpleNamespace(sequences=tokens, scores=scores, past_key_values=None)
         else:
             kwargs |= {"max_new_tokens": count, "min_new_tokens": min(kwargs["min_new_tokens"], count)}
