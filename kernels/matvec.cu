@@ -90,9 +90,13 @@ struct Warp {
   u32 group[2];        // first groups of the two rows
   const u16* x;        // of the lane's column
   bool in_use;         // the lane's column
+  // Of a code, in both halves. Were it a constant, the compiler would load it
+  // before each use: an instruction has room for one, and the exponent is one.
+  u32 mask;
 
   __device__ Warp(const Matvec& m, const QuantBase& q, u32 first_out, u32 first_row, u32 lane)
-      : m(m), q(q), quarter(lane & 3), units((u32)m.ins / Codes::kCodes) {
+      : m(m), q(q), quarter(lane & 3), units((u32)m.ins / Codes::kCodes),
+        mask(((1u << BITS % 8) - 1) * 0x10001 + threadIdx.y) {  // which is 0
 #pragma unroll
     for (u32 r = 0; r < 2; r++) {
       const u32 out = min_u32(first_out + lane / 4 + 8 * r, (u32)m.outs - 1);  // sums of a second last row are not used
@@ -135,7 +139,7 @@ struct Warp {
     const u32* words = stage.codes[r][0].w;
     const RawScale& s = stage.scale[r][8 * octet / Codes::kShared];
     if constexpr (kExact) {
-      octet_exact<BITS, TYPE, kZero>(words, octet, s, pairs);
+      octet_exact<BITS, TYPE, kZero>(words, octet, s, mask, pairs);
     } else {
       octet_float<KIND, BITS, TYPE>(q, words, octet, widen_scale(s), pairs);
     }

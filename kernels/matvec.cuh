@@ -114,9 +114,10 @@ TPDE_FN u32 spread(const u32* codes, u32 octet) {
 
 // The pairs of an octet of linear codes whose scales are of the weight's own
 // 16-bit type: codes become numbers there by being put behind an exponent, and
-// every step but the last product is exact. kZero: there are zero points.
+// every step but the last product is exact. kZero: there are zero points. mask: a
+// code's bits, in both halves.
 template <u32 kBits, u32 kType, bool kZero>
-TPDE_FN void octet_exact(const u32* codes, u32 octet, const RawScale& s, u32* pairs) {
+TPDE_FN void octet_exact(const u32* codes, u32 octet, const RawScale& s, u32 mask, u32* pairs) {
   const u32 scale = twice(s.scale), minus_zero = 0x80008000, zero = kZero ? s.zero : 1u << (kBits - 1);
   if (kBits == 8) {
     const u32 lo = codes[2 * octet], hi = codes[2 * octet + 1];
@@ -137,10 +138,9 @@ TPDE_FN void octet_exact(const u32* codes, u32 octet, const RawScale& s, u32* pa
     return;
   }
   const u32 d = spread<quant::kLinear, kBits>(codes, octet);
-  const u32 mask = (1u << kBits) - 1;
 #pragma unroll
   for (u32 i = 0; i < 4; i++) {
-    const u32 code = d >> kBits * i & (mask << 16 | mask);
+    const u32 code = d >> kBits * i & mask;
     u32 v;
     if (kType == quant::kF16) {
       v = fma_pair<kType>(code | 0x64006400, 0x3c003c00, twice(0xe400 | zero));

@@ -19,7 +19,7 @@
 #define __grid_constant__
 
 struct Index {
-  unsigned x;
+  unsigned x, y;
 };
 static thread_local Index threadIdx;
 static Index blockIdx;

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from tpde._compress import compress
     from tpde._quantised_linear import quantised_linear
     from tpde._reports import CompressedReport, DeltaReport, FileReport, TensorReport, Totals, UnpackReport
+    from tpde._speculation import Drafts, SelfSpeculation
     from tpde._tensors import (
         IndexInfo,
         chunk_map,
@@ -67,6 +68,7 @@ _HOMES = {
     "_compress": ("compress",),
     "_quantised_linear": ("quantised_linear",),
     "_reports": ("CompressedReport", "DeltaReport", "FileReport", "TensorReport", "Totals", "UnpackReport"),
+    "_speculation": ("Drafts", "SelfSpeculation"),
     "_tensors": (
         "IndexInfo",
         "chunk_map",
@@ -93,6 +95,7 @@ __all__ = [
     "CorruptError",
     "DeltaReport",
     "DeviceError",
+    "Drafts",
     "ExistsError",
     "FileReport",
     "ForkedError",
@@ -104,6 +107,7 @@ __all__ = [
     "PackedLayer",
     "QuantizedTensor",
     "ReadWriteError",
+    "SelfSpeculation",
     "ShortBufferError",
     "TargetMismatchError",
     "TensorReport",

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from tpde._arena import Arena, Reader
 from tpde._residency import LayerSize, Plan, Rates, Residency, amount, make_plan
 from tpde._status import UnsupportedError
+from tpde._stream_draft import is_drafting
 from tpde._stream_memory import Memory
 from tpde._stream_order import Order
 from tpde._stream_schedule import Counts, Schedule
@@ -212,7 +213,7 @@ class Engine:
     def begin(self) -> None:
         """Notes that a forward pass begins."""
         with self.lock:
-            if self.schedule is None or self.memory.capturing():
+            if self.schedule is None or self.memory.capturing() or is_drafting(self):
                 return
             self.schedule.begin()
             self._traced = self.memory.spans or []
@@ -222,7 +223,7 @@ class Engine:
     def end(self) -> None:
         """Notes that a forward pass ends."""
         with self.lock:
-            if self._stamps[0] is not None and not self.memory.capturing():
+            if self._stamps[0] is not None and not self.memory.capturing() and not is_drafting(self):
                 self._stamps[1] = self.memory.stamp(False)
 
     def trace(self, on: bool) -> None:

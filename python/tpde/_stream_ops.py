@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from tpde import _ops
+from tpde import _ops, _stream_draft
 from tpde._status import HandleError
 from tpde._stream_engine import Engine
 
@@ -64,6 +64,8 @@ def _linear(
     input: torch.Tensor, bias: torch.Tensor | None, layer: int, out_features: int, dtype: torch.dtype | None
 ) -> torch.Tensor:
     entry = _entry(layer)
+    if _stream_draft.is_drafting(entry.engine):
+        return _stream_draft.linear(entry, input, bias, out_features, dtype)
 
     def use(weight: torch.Tensor) -> torch.Tensor:
         added = bias

@@ -1,0 +1,239 @@
+"""Self-speculation: the bases of a streamed model, which are always in VRAM, draft tokens; the model verifies them.
+
+    speculation = tpde.SelfSpeculation(model)
+    output = speculation.generate(**inputs, max_new_tokens=200)
+    print(speculation.counts)                                   # rounds, tokens drafted and accepted
+    output = model.generate(**inputs, assistant_model=speculation.draft)     # the same, without the last round's counts
+
+The loop is transformers' assisted generation: it asks an assistant for some tokens, runs the model once on all of them,
+and keeps those that the model confirms. The assistant here is the model itself, in draft mode (`_stream_draft`): the
+same modules, with a key-value cache of its own (`_draft_loop`). How many tokens it drafts follows from how many were
+accepted, and from nothing else: with a seed, sampling gives the same tokens every time.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from tpde import runtime
+from tpde._draft_loop import Loop, common_prefix
+from tpde._status import ArgumentError
+from tpde._stream_draft import drafting, require_draft
+
+__all__ = ["Drafts", "SelfSpeculation"]
+
+_UNLIMITED = 1 << 30
+
+
+@dataclass(frozen=True)
+class Drafts:
+    """What became of drafts whose verification is known.
+
+    rounds: passes of the model that verified some. drafted, accepted: tokens. A pass also gives a token of its own.
+    """
+
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+    @property
+    def share(self) -> float:
+        """Accepted of drafted; 0 before the first."""
+        return self.accepted / max(self.drafted, 1)
+
+    def __str__(self) -> str:
+        per_pass = (self.accepted + self.rounds) / max(self.rounds, 1)
+        return (
+            f"{self.rounds} rounds: {self.accepted} of {self.drafted} drafted tokens accepted "
+            f"({100 * self.share:.1f}%), {per_pass:.2f} tokens a pass"
+        )
+
+
+class Length:
+    """How many tokens to draft next.
+
+    If each is accepted with probability a, a round of k gives (1 - a^(k+1)) / (1 - a) tokens, for the time of
+    1 + k * cost passes: k is where that is most. a is estimated from the latest rounds.
+    """
+
+    def __init__(self, tokens: int | None, most: int, cost: float) -> None:
+        self._fixed, self._most, self._cost = tokens, most, cost
+        self._accepted, self._judged = 3.0, 4.0  # a guess that the first rounds outweigh
+
+    def next(self) -> int:
+        if self._fixed is not None:
+            return self._fixed
+        a = min(self._accepted / self._judged, 0.999)
+        worth = [(1 - a ** (k + 1)) / (1 - a) / (1 + k * self._cost) for k in range(1, self._most + 1)]
+        return 1 + worth.index(max(worth))
+
+    def learn(self, accepted: int, drafted: int) -> None:
+        """A round's outcome. What follows the first token that was refused tells nothing."""
+        self._accepted = 0.8 * self._accepted + accepted
+        self._judged = 0.8 * self._judged + min(accepted + 1, drafted)
+
+
+class SelfSpeculation:
+    """Has a streamed transformers model draft for itself.
+
+    model: a transformers model that was streamed by `tpde.offload` or `tpde.load_into`, with bases; layers whose
+        weights are whole in VRAM draft with these.
+    tokens: how many to draft in each round; None: as many as pay, judged by how many are accepted.
+    most: of them, if tokens is None.
+    cost: what drafting a token takes, as a share of a pass of the streamed model; guides the choice, if tokens is None.
+    graph: run the steps of a draft as a CUDA graph, in a cache of fixed size. None: on a GPU. If the model cannot be
+        captured, its steps are run one by one, and `why_no_graph` says why.
+
+    Greedy output is that of the model without a draft, and sampled output has its distribution: tokens are those of the
+    model's own forwards over several tokens at once. Where such a forward rounds differently from one over a single
+    token, as matrix products of other sizes may, two logits that are all but equal can change places.
+
+    The draft's cache takes VRAM beside the budget's bases and slots, out of what `reserve` leaves. Not for use by
+    several threads at once. One prompt at a time: transformers' assisted generation takes no batches.
+
+    Raises ArgumentError if model is not streamed, UnsupportedError if a layer has nothing to draft with.
+
+    Attributes:
+        draft: the model in draft mode: an `assistant_model` for `generate`, and a model of its own. It shares every
+            module and parameter. Forwards through it keep no gradients, and leave the streaming as it was.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        tokens: int | None = None,
+        most: int = 32,
+        cost: float = 0.05,
+        graph: bool | None = None,
+    ) -> None:
+        for what, value in (("tokens", tokens), ("most", most)):
+            if value is not None and not 1 <= value <= 1024:
+                raise ArgumentError(f"{what}: expected 1 to 1024, got {value}")
+        if not 0 < cost < float("inf"):
+            raise ArgumentError(f"cost: expected a positive number, got {cost}")
+        self._model = model
+        self._engine = runtime.of(model)._alive()[0]
+        require_draft(self._engine)
+        self.draft: Any = _drafting_copy(model, self)
+        self._length = Length(tokens, most, cost)
+        self._counts = Drafts()
+        self._loop = Loop(self.draft, self._engine, graph)
+        self._pending: tuple[list[int], list[int]] | None = None  # what was drafted for, and what
+
+    @property
+    def counts(self) -> Drafts:
+        """What became of the drafts so far."""
+        return self._counts
+
+    @property
+    def why_no_graph(self) -> str | None:
+        """Why steps of the draft are not a CUDA graph; None if they are, or were not tried yet."""
+        return self._loop.why_no_graph
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns model.generate(..., assistant_model=self.draft), and gives the draft's cache back."""
+        if not hasattr(self._model, "generate"):
+            raise ArgumentError(f"model: a {type(self._model).__name__} has no generate")
+        try:
+            output = cast(Any, self._model).generate(*args, **kwargs, assistant_model=self.draft)
+            self._judge((output if isinstance(output, torch.Tensor) else output.sequences)[0].tolist())
+            return output
+        finally:
+            self.reset()
+
+    def reset(self) -> None:
+        """Gives the draft's cache and graph back, and forgets a draft that was not judged."""
+        self._loop.reset()
+        self._pending = None
+
+    def candidates(self, ordinary: Any, kwargs: dict[str, Any]) -> Any:
+        """What `generate` of the draft returns to transformers' assisted generation.
+
+        ordinary: `generate` of the model's class, for what the loop does not do.
+        """
+        ids: torch.Tensor = kwargs["input_ids"]
+        before = ids[0].tolist()
+        self._judge(before)
+        count = min(self._length.next(), kwargs["max_new_tokens"])
+        if self._loop.takes(kwargs):
+            config = kwargs["generation_config"]
+            tokens, scores = self._loop.run(
+                ids,
+                before,
+                count,
+                kwargs["max_new_tokens"],
+                kwargs["logits_processor"],
+                config.do_sample,
+                "logits_to_keep" in kwargs,
+                _ends(config.eos_token_id),
+            )
+            output = SimpleNamespace(sequences=tokens, scores=scores, past_key_values=None)
+        else:
+            kwargs |= {"max_new_tokens": count, "min_new_tokens": min(kwargs["min_new_tokens"], count)}
+            output = ordinary(**kwargs)
+        self._pending = before, output.sequences[0, len(before) :].tolist()
+        return output
+
+    def _judge(self, tokens: list[int]) -> None:
+        """Compares the last draft with what became of it."""
+        if self._pending is None:
+            return
+        before, drafted = self._pending
+        self._pending = None
+        if tokens[: len(before)] != before or len(tokens) == len(before):
+            return  # another prompt: how that one ended is not known
+        accepted = common_prefix(drafted, tokens[len(before) :])
+        self._length.learn(accepted, len(drafted))
+        old = self._counts
+        self._counts = Drafts(old.rounds + 1, old.drafted + len(drafted), old.accepted + accepted)
+
+
+class _Draft:
+    """What the class of a model gets in front of it."""
+
+    _speculation: SelfSpeculation
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad(), drafting(self._speculation._engine):
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        ordinary = super().generate  # type: ignore[misc]
+        if getattr(kwargs.get("generation_config"), "is_assistant", False) and "input_ids" in kwargs and not args:
+            return self._speculation.candidates(ordinary, kwargs)
+        return ordinary(*args, **kwargs)
+
+
+def _drafting_copy(model: nn.Module, speculation: SelfSpeculation) -> nn.Module:
+    """Returns an object that shares everything with model but its class and its settings for generation."""
+    draft = copy.copy(model)
+    cls = type(model)
+    draft.__class__ = type(
+        cls.__name__, (_Draft, cls), {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    )
+    draft.__dict__["_speculation"] = speculation
+    config = getattr(model, "generation_config", None)
+    if config is not None:
+        config = copy.deepcopy(config)
+        # The draft decides itself how many tokens it gives.
+        config.num_assistant_tokens = _UNLIMITED
+        config.num_assistant_tokens_schedule = "constant"
+        config.assistant_confidence_threshold = 0.0
+        draft.__dict__["generation_config"] = config
+    return draft
+
+
+def _ends(eos: Any) -> set[int]:
+    """Tokens that end a sequence."""
+    if eos is None:
+        return set()
+    if isinstance(eos, torch.Tensor):
+        eos = eos.tolist()
+    return {eos} if isinstance(eos, int) else set(eos)
