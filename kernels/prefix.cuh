@@ -396,20 +396,6 @@ TPDE_FN void decode_row(const Block<Word>& b, const Row<Word>& row, Bits<Memory>
   }
 }
 
-// Brings the base words of kBurst rows from row i on to the L2 cache, at once: rows
-// are half a kilobyte each, of a chunk for every warp, and memory is slow if it
-// has to open a page of its own for each of them.
-template <typename Word>
-TPDE_FN void prefetch_rows(const Block<Word>& b, u32 lane, u32 i, u32 rows) {
-#if defined(__CUDA_ARCH__) && !defined(QUANT)
-  const u32 line = 128 / sizeof(Word);  // words of a cache line, of which a burst has 32 or a few times as many
-  const u32 behind = min_u32(rows, i + Shape<Word>::kBurst) * Shape<Word>::kRow;
-  for (u32 first = i * Shape<Word>::kRow + lane * line; first < behind; first += 32 * line) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(b.base + first));
-  }
-#endif
-}
-
 // The first rows of a block with aligned rows, which a lane loads before it knows
 // where its bit string is.
 template <typename Word>
@@ -420,7 +406,6 @@ TPDE_FN void load_first(const Block<Word>& b, u32 lane, Row<Word>* queue) {
   for (u32 i = 0; i < Shape<Word>::kAhead; i++) {
     load_row<true>(b, min_u32(i, rows - 1) * Shape<Word>::kRow + lane * own, own, queue[i]);
   }
-  if (b.base) prefetch_rows(b, lane, Shape<Word>::kAhead, rows);
 #ifdef QUANT
   for (u32 i = Shape<Word>::kAhead; i < Shape<Word>::kFetch; i++) {
     quant::prefetch_codes(b.run, min_u32(i, rows - 1) * Shape<Word>::kRow + lane * own);
@@ -455,7 +440,6 @@ TPDE_FN bool decode_lane(const Block<Word>& b, u32 lane, const Decoding& d, cons
     // once more.
     const u32 rows = b.words / row, last = (rows - 1) * row + lane * own;
     for (u32 i = 0; i < rows;) {
-      if (b.base && i % Shape<Word>::kBurst == 0) prefetch_rows(b, lane, i + ahead + Shape<Word>::kBurst, rows);
 #pragma unroll
       for (u32 k = 0; k < ahead; k++) {
         if (i == rows) break;

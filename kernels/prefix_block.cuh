@@ -57,7 +57,6 @@ struct Shape {
 #else
   static const u32 kAhead = sizeof(Word) == 1 ? 2 : sizeof(Word) == 2 ? 3 : sizeof(Word) == 4 ? 2 : 1;
 #endif
-  static const u32 kBurst = 4 * kAhead;  // rows that are prefetched at once
 };
 
 // What a lane knows of its block.
