@@ -123,6 +123,7 @@ def test_memory_comes_back():
     held = []
     for _ in range(3):
         speculation.generate(**on_gpu(), **GREEDY)
+        speculation.reset()
         gc.collect()
         torch.cuda.synchronize()
         held.append(torch.cuda.memory_allocated())

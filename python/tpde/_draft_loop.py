@@ -15,6 +15,7 @@ import torch
 from tpde._stream_engine import Engine
 
 _ROUND = 256  # capacities of caches are multiples
+_FEW = 4  # tokens that are not worth a forward of their own
 _SPARE = 8  # tokens of a cache that are used while a graph is made
 
 
@@ -62,8 +63,14 @@ class Loop:
         options = {"logits_to_keep": 1} if keep else {}
         with torch.inference_mode(False), torch.no_grad():
             self._prepare(before, count, most)
-            new = ids[:, len(self._cached) :]
-            logits = self._model(input_ids=new, past_key_values=self._cache, use_cache=True, **options).logits[:, -1]
+            known = len(self._cached)
+            new = ids[:, known:]
+            if known and new.shape[1] <= _FEW and self._fixed and self.why_no_graph is None:
+                # What the model said of the last draft. A graph takes them one by one, far faster than without.
+                for i in range(new.shape[1]):
+                    logits = self._next(new[:, i : i + 1], known + i, options)
+            else:
+                logits = self._forward(new, options)
             tokens = ids
             scores = []
             for i in range(count):
@@ -117,8 +124,8 @@ class Loop:
         known = min(common_prefix(self._cached, before), len(before) - 1)
         if self._fixed:
             _rewind(self._cache, known)
-        elif known < len(self._cached):
-            self._cache.crop(known - len(self._cached))
+        elif known < self._cache.get_seq_length():
+            self._cache.crop(known - self._cache.get_seq_length())
         self._cached = before[:known]
 
     # ---- steps --------------------------------------------------------------------
@@ -142,7 +149,10 @@ class Loop:
                         _rewind(self._cache, length)
                 if self._step is not None:
                     return self._step(token)
-        output = self._model(input_ids=token, past_key_values=self._cache, use_cache=True, **options)
+        return self._forward(token, options)
+
+    def _forward(self, tokens: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+        output = self._model(input_ids=tokens, past_key_values=self._cache, use_cache=True, **options)
         logits: torch.Tensor = output.logits[:, -1]
         return logits
 

@@ -94,8 +94,9 @@ class SelfSpeculation:
     model's own forwards over several tokens at once. Where such a forward rounds differently from one over a single
     token, as matrix products of other sizes may, two logits that are all but equal can change places.
 
-    The draft's cache takes VRAM beside the budget's bases and slots, out of what `reserve` leaves. Not for use by
-    several threads at once. One prompt at a time: transformers' assisted generation takes no batches.
+    The draft's cache and graph take VRAM out of what `reserve` leaves, from the first draft to `reset`, or as long as
+    the object lives. Not for use by several threads at once. One prompt at a time: transformers' assisted generation
+    takes no batches.
 
     Raises ArgumentError if model is not streamed, UnsupportedError if a layer has nothing to draft with.
 
@@ -138,18 +139,15 @@ class SelfSpeculation:
         return self._loop.why_no_graph
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns model.generate(..., assistant_model=self.draft), and gives the draft's cache back."""
+        """Returns model.generate(..., assistant_model=self.draft), and counts the last round, too."""
         if not hasattr(self._model, "generate"):
             raise ArgumentError(f"model: a {type(self._model).__name__} has no generate")
-        try:
-            output = cast(Any, self._model).generate(*args, **kwargs, assistant_model=self.draft)
-            self._judge((output if isinstance(output, torch.Tensor) else output.sequences)[0].tolist())
-            return output
-        finally:
-            self.reset()
+        output = cast(Any, self._model).generate(*args, **kwargs, assistant_model=self.draft)
+        self._judge((output if isinstance(output, torch.Tensor) else output.sequences)[0].tolist())
+        return output
 
     def reset(self) -> None:
-        """Gives the draft's cache and graph back, and forgets a draft that was not judged."""
+        """Gives the memory of the draft's cache and graph back; the next draft makes others."""
         self._loop.reset()
         self._pending = None
 
