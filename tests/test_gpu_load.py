@@ -62,7 +62,7 @@ def test_a_base_of_bitsandbytes(tmp_path):
     runtime.synchronize()
 
 
-@pytest.mark.parametrize("share", [0.0, 0.4])
+@pytest.mark.parametrize("share", [0.0, 0.1])
 def test_memory_is_within_the_budget_from_the_start(tmp_path, share):
     out = packed(made(Llama, **LARGE), tmp_path)
     other = without_data(Llama, LARGE)
@@ -87,8 +87,9 @@ def test_transformers(tmp_path):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.LlamaConfig(**LLAMA, **IDS)
-    model = transformers.AutoModelForCausalLM.from_config(config).bfloat16().eval()
-    model.save_pretrained(tmp_path / "model")
+    transformers.AutoModelForCausalLM.from_config(config).bfloat16().save_pretrained(tmp_path / "model")
+    # Not the model itself, of which bfloat16() has rounded the frequencies of the rotary embedding, too.
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.bfloat16).eval()
     tpde.compress(tmp_path / "model", tmp_path / "out", progress=False)
     loaded = tpde.load(tmp_path / "out", reserve=0)
     assert loaded.device.type == "cuda" and loaded.dtype is torch.bfloat16
