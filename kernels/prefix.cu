@@ -14,7 +14,6 @@
 // block whose bit strings do not fit is decoded from global memory, more slowly.
 #include "batch.cuh"
 #include "prefix.cuh"
-#include "stage.cuh"
 
 namespace {
 
@@ -58,7 +57,7 @@ __device__ bool decode_block(prefix::Block<WORD>& b, prefix::Cursor& c, const pr
   const u32 end = scan(length, lane);
   Parts p;
   if (!take_strings(c, b, __shfl_sync(0xffffffffu, end, 31), p)) return false;
-  const bool near = c.used <= copied && is_aligned(b);
+  const bool near = c.used <= copied && is_aligned(b) && d.index == kIndex;
   const u32* from = near ? copy : c.data;
   set_exceptions(b, from, p);
   c.next();
@@ -133,10 +132,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) prefix_decode(const __
     if (first >= end) continue;
     __syncthreads();  // nobody uses the tables before any more
     const prefix::Tables tables = *static_cast<const prefix::Tables*>(item.tables);
-    const u32* image = static_cast<const prefix::Tables*>(item.tables)->behind();
     const prefix::Decoding d(tables, shared);
-    d.put_keys(reinterpret_cast<const u16*>(image), tables.keys, threadIdx.x, blockDim.x);
-    stage(d.entries, image + tables.keys / 2, tables.entries, threadIdx.x, blockDim.x);
+    d.stage_tables(tables, static_cast<const prefix::Tables*>(item.tables)->behind(), threadIdx.x, blockDim.x);
     const void* quantised = nullptr;
 #ifdef QUANT
     __shared__ quant::QuantBase base;

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "prefix_block.cuh"
+#include "stage.cuh"
 
 namespace prefix {
 
@@ -17,6 +18,7 @@ const u32 kPairBits = 16;  // codes up to this long: two to a refill
 // loaded through it would be waited for together with base words that are on
 // their way for the rows to come.
 struct Shared {
+  static const bool kNear = true;
 #ifdef __CUDA_ARCH__
   u32 address;
 
@@ -28,17 +30,24 @@ struct Shared {
     asm("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address));
     return v;
   }
+  TPDE_FN u32 byte() const {
+    u32 v;
+    asm("ld.shared.u8 %0, [%1];" : "=r"(v) : "r"(address));
+    return v;
+  }
 #else
   const u8* address;
 
   static TPDE_FN Shared of(const void* p) { return Shared{static_cast<const u8*>(p)}; }
   TPDE_FN u32 word() const { return *reinterpret_cast<const u32*>(address); }
+  TPDE_FN u32 byte() const { return *address; }
 #endif
   TPDE_FN Shared plus(u32 bytes) const { return Shared{address + bytes}; }
 };
 
 // The same for global memory.
 struct Global {
+  static const bool kNear = false;
   const u8* address;
 
   static TPDE_FN Global of(const void* p) { return Global{static_cast<const u8*>(p)}; }
@@ -104,44 +113,46 @@ TPDE_FN u32 add_halves(u32 a, u32 b) {
 #endif
 }
 
-// The tables in shared memory: for each key where the entries of its context
-// start, and the entries. The table of keys is aligned to its size, so that
-// masking a part and addressing it is one instruction.
+// The tables in shared memory. A context is a byte, so that those of 128 keys,
+// which is what 16-bit floats have, lie in 32 banks, and no two of them collide;
+// they are aligned to all of them, so that masking a part and addressing its
+// context is one instruction.
 struct Decoding {
-  u32* keys;
+  u32* contexts;
   u32* entries;
-  Shared key, entry;
+  Shared context, entry;
   u32 rotate, mask, index;
 
   // `room` is shared memory, t.shared_words() words.
   TPDE_FN Decoding(const Tables& t, u32* room) {
-    const u64 size = 4 * t.keys;  // a power of two
-    keys = room + ((0 - (u64)Shared::of(room).address) & (size - 1)) / 4;
-    entries = keys + t.keys;
-    key = Shared::of(keys), entry = Shared::of(entries);
-    rotate = (t.shift - 2) & 31;
-    mask = 4 * t.mask;
+    const u64 size = t.keys;  // a power of two
+    contexts = room + ((0 - (u64)Shared::of(room).address) & (size - 1)) / 4;
+    entries = contexts + t.keys / 4;
+    context = Shared::of(contexts), entry = Shared::of(entries);
+    rotate = t.shift;
+    mask = t.mask;
     index = t.index;
   }
-  // Thread i of `threads` writes its share of the table of keys; `offsets` are
-  // those of the expanded tables.
-  TPDE_FN void put_keys(const u16* offsets, u32 n, u32 i, u32 threads) const {
-    for (; i < n; i += threads) {
-#ifdef __CUDA_ARCH__
-      keys[i] = entry.address + offsets[i];
-#else
-      keys[i] = offsets[i];  // addresses have more bits there
-#endif
-    }
+  // Thread i of `threads` copies its share; `behind` is what lies behind Tables.
+  TPDE_FN void stage_tables(const Tables& t, const u32* behind, u32 i, u32 threads) const {
+    stage(contexts, behind, t.keys / 4, i, threads);
+    stage(entries, behind + t.keys / 4, t.entries, i, threads);
   }
-  // Where the entries start of the part in the low half of x, or in the high one.
-  TPDE_FN Shared context(u32 x, bool high) const {
+  // The context of the part in the low half of x, or in the high one.
+  TPDE_FN u32 context_of(u32 x, bool high) const {
     const u32 at = rotate_right(x, rotate + 16 * high) & mask;
 #ifdef __CUDA_ARCH__
-    return Shared{Shared{at | key.address}.word()};
+    return Shared{at | context.address}.byte();
 #else
-    return entry.plus(key.plus(at).word());
+    return context.plus(at).byte();
 #endif
+  }
+  // The entry of a context and a window. Near: the index has kIndex bits.
+  template <bool Near>
+  TPDE_FN u32 find(u32 context, u32 window) const {
+    // Either has no bits where the other has some.
+    const u32 n = Near ? permute(window, context, 0x5543) : context << index | top_bits(window, index);
+    return entry.plus(4 * n).word();
   }
 };
 
@@ -203,10 +214,10 @@ TPDE_FN void decode_parts(u32* parts, Bits<Memory>& bits, const Decoding& d, u32
 #pragma unroll
   for (u32 i = 0; i < 4; i++) {
     const u32 x = parts[i];
-    const Shared first = Keyed ? d.context(x, false) : d.entry;
-    const Shared second = Keyed ? d.context(x, true) : d.entry;
+    const u32 first = Keyed ? d.context_of(x, false) : 0;
+    const u32 second = Keyed ? d.context_of(x, true) : 0;
     const u32 window = bits.peek();
-    u32 a = first.plus(4 * top_bits(window, d.index)).word();
+    u32 a = d.find<Memory::kNear>(first, window);
     if (Part && 2 * i >= count) a = 0;
     u32 behind;
     if (Pair) {
@@ -215,7 +226,7 @@ TPDE_FN void decode_parts(u32* parts, Bits<Memory>& bits, const Decoding& d, u32
       bits.skip(a);
       behind = bits.peek();
     }
-    u32 b = second.plus(4 * top_bits(behind, d.index)).word();
+    u32 b = d.find<Memory::kNear>(second, behind);
     if (Part && 2 * i + 1 >= count) b = 0;
     bits.skip(Pair ? a + b : b);
     const u32 plain = permute(top_bits(window, a), top_bits(behind, b), kLowHalves);
@@ -463,8 +474,8 @@ TPDE_FN bool decode_lane(const Block<Word>& b, u32 lane, const Decoding& d, cons
   return bits.read(start, end - start);
 }
 
-// The same, by what the tables are like. Near: rows are aligned, and the words are
-// in shared memory; else they are in global memory. Every loop
+// The same, by what the tables are like. Near: rows are aligned, the words are in
+// shared memory, and the index has kIndex bits; else they are in global memory. Every loop
 // decodes any tables if it is keyed and not of pairs: there is no other for
 // blocks that are not near, and with the add residual and quantised bases, whose
 // arithmetic takes long to compile.

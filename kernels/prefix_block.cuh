@@ -16,29 +16,28 @@ const u32 kBlockWords = 1u << 16;
 const u32 kManyExceptions = 2047;  // their number follows the head
 const u32 kMaxWidth = 16;          // bits of an entry of the lane table
 const u32 kMaxTotal = 24;          // bits of a code with its plain bits
+const u32 kIndex = 8;              // bits of the codes that encoders make, at most
 const u32 kMaxLaneBits = kBlockWords / kLanes * kMaxTotal;
 
 // Parameters of a tensor, expanded on the host from the codec tables. Behind
-// them lie u16 offset[keys], the byte offset of the first entry of each key's
-// context, and u32 entry[entries]: for each context 2^index entries, with the
-// length of code and plain bits in bits 0-4 and the bias in bits 16-31. Both
-// are padded to 16 bytes.
+// them lie u8 context[keys], and u32 entry[entries]: for each context 2^index
+// entries, with the length of code and plain bits in bits 0-4 and the bias in
+// bits 16-31. Both are padded to 16 bytes.
 struct Tables {
   u32 shift;          // key of a coded part: part >> shift & mask
   u32 mask;           // keys less one, before padding; 0: there is one context
-  u32 index;          // bits of a window that an entry is found by
+  u32 index;          // bits of a window that an entry is found by, at least kIndex
   u32 longest;        // most bits of a code with its plain bits
-  u32 keys;           // a power of two, at least 8
+  u32 keys;           // a power of two, at least 16
   u32 entries;
   u32 sign_extended;  // parts stand for whole residual words; else there are planes
   u32 reserved;
 
   // What lies behind.
   TPDE_FN const u32* behind() const { return reinterpret_cast<const u32*>(this + 1); }
-  TPDE_FN u32 words() const { return keys / 2 + entries; }
-  // What becomes of it in shared memory: 32 bits for each key, aligned to all of
-  // them.
-  TPDE_FN u32 shared_words() const { return 2 * keys + entries; }
+  TPDE_FN u32 words() const { return keys / 4 + entries; }
+  // What it takes in shared memory, where the contexts are aligned to all of them.
+  TPDE_FN u32 shared_words() const { return keys / 2 + entries; }
 };
 static_assert(sizeof(Tables) == 32, "layout is shared with the host");
 

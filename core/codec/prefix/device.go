@@ -9,10 +9,14 @@ import (
 // deviceHead is the size of struct Tables of kernels/prefix_block.cuh.
 const deviceHead = 32
 
+// deviceIndex is the least index of expanded tables, kIndex there: that of the
+// tables that Plan makes, for which the kernel has a faster path.
+const deviceIndex = 8
+
 // DeviceTables validates the codec tables of a tensor and expands them to what
-// kernels/prefix.cuh looks codes up in: struct Tables, then the byte offset of
-// the first entry of each key's context in 16 bits, then the entries, each
-// padded with zeros to a multiple of 16 bytes.
+// kernels/prefix.cuh looks codes up in: struct Tables, then the context of each
+// key in 8 bits, then the entries, each padded with zeros to a multiple of 16
+// bytes.
 func DeviceTables(dt dtype.Type, data []byte) ([]byte, error) {
 	t, err := parseTables(dt, data)
 	if err != nil {
@@ -20,21 +24,22 @@ func DeviceTables(dt dtype.Type, data []byte) ([]byte, error) {
 	}
 	l := &t.layout
 	contexts := t.contexts.table(l)
+	t.index = max(t.index, deviceIndex)
 	entries := t.decoding()
 	signed := uint32(0)
 	if l.signed {
 		signed = 1
 	}
 	le := binary.LittleEndian
-	out := make([]byte, 0, deviceHead+2*len(contexts)+4*len(entries)+32)
+	out := make([]byte, 0, deviceHead+len(contexts)+4*len(entries)+32)
 	for _, v := range []uint32{
 		uint32(t.contexts.shift), uint32(len(contexts) - 1), uint32(t.index), uint32(t.longest),
-		uint32(alignUp(len(contexts), 8)), uint32(alignUp(len(entries), 4)), signed, 0,
+		uint32(alignUp(len(contexts), 16)), uint32(alignUp(len(entries), 4)), signed, 0,
 	} {
 		out = le.AppendUint32(out, v)
 	}
 	for _, c := range contexts {
-		out = le.AppendUint16(out, uint16(int(c)<<t.index*4))
+		out = append(out, byte(c)) // at most maxContexts
 	}
 	out = append(out, make([]byte, -len(out)&15)...)
 	for _, e := range entries { // the length in bits 0-4, the bias in bits 16-31
@@ -44,10 +49,10 @@ func DeviceTables(dt dtype.Type, data []byte) ([]byte, error) {
 }
 
 // DeviceShared returns how many bytes of shared memory the kernel takes for
-// expanded tables: 32 bits for each key, aligned to all of them, and the entries.
+// expanded tables: a byte for each key, aligned to all of them, and the entries.
 func DeviceShared(tables []byte) int {
 	le := binary.LittleEndian
-	return 8*int(le.Uint32(tables[16:])) + 4*int(le.Uint32(tables[20:]))
+	return 2*int(le.Uint32(tables[16:])) + 4*int(le.Uint32(tables[20:]))
 }
 
 // DeviceStage returns how many bytes of shared memory the kernel takes for a

@@ -13,7 +13,6 @@
 #include <memory>
 
 #include "prefix.cuh"
-#include "stage.cuh"
 
 using namespace prefix;
 
@@ -56,7 +55,7 @@ static bool decode_block(Block<Word>& b, Cursor& c, const Tables& tables, const 
   for (u32 lane = 0; lane < kLanes; lane++) start[lane + 1] = start[lane] + lane_bits(h, lane);
   Parts p;
   if (!take_strings(c, b, start[kLanes], p)) return false;
-  const bool near = c.used <= copied && is_aligned(b);
+  const bool near = c.used <= copied && is_aligned(b) && d.index == kIndex;
   const u32* from = near ? copy : c.data;
   set_exceptions(b, from, p);
   c.next();
@@ -94,8 +93,7 @@ static void answer(const Request& r) {
   if (sizeof(Tables) + 4 * t.words() != r.table_bytes) exit(2);
   Memory shared(4 * t.shared_words(), 0);
   const Decoding d(t, reinterpret_cast<u32*>(shared.p));
-  d.put_keys(reinterpret_cast<const u16*>(t.behind()), t.keys, 0, 1);
-  stage(d.entries, t.behind() + t.keys / 2, t.entries, 0, 1);
+  d.stage_tables(t, t.behind(), 0, 1);
   Exceptions<Word> replaced;
   u32 good = parse_exceptions(data.p, r.chunk_bytes, r.words, replaced);
   Cursor c = {};
