@@ -132,7 +132,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) prefix_decode(const __
     if (first >= end) continue;
     __syncthreads();  // nobody uses the tables before any more
     const prefix::Tables tables = *static_cast<const prefix::Tables*>(item.tables);
-    const prefix::Decoding d(tables, shared);
+    const prefix::Decoding d(tables, shared, lane);
     d.stage_tables(tables, static_cast<const prefix::Tables*>(item.tables)->behind(), threadIdx.x, blockDim.x);
     const void* quantised = nullptr;
 #ifdef QUANT

@@ -116,19 +116,23 @@ TPDE_FN u32 add_halves(u32 a, u32 b) {
 // The tables in shared memory. A context is a byte, so that those of 128 keys,
 // which is what 16-bit floats have, lie in 32 banks, and no two of them collide;
 // they are aligned to all of them, so that masking a part and addressing its
-// context is one instruction.
+// context is one instruction. Of few entries there are copies, one behind the
+// other word by word, so that lanes that look for different ones find them in
+// different banks.
 struct Decoding {
   u32* contexts;
   u32* entries;
-  Shared context, entry;
+  Shared context, entry;  // the lane's copy of the first one
   u32 rotate, mask, index;
+  u32 stride;  // bytes from one entry of a copy to the next
 
   // `room` is shared memory, t.shared_words() words.
-  TPDE_FN Decoding(const Tables& t, u32* room) {
+  TPDE_FN Decoding(const Tables& t, u32* room, u32 lane) {
     const u64 size = t.keys;  // a power of two
     contexts = room + ((0 - (u64)Shared::of(room).address) & (size - 1)) / 4;
     entries = contexts + t.keys / 4;
-    context = Shared::of(contexts), entry = Shared::of(entries);
+    stride = 4 * t.copies;
+    context = Shared::of(contexts), entry = Shared::of(entries + (lane & (t.copies - 1)));
     rotate = t.shift;
     mask = t.mask;
     index = t.index;
@@ -136,7 +140,13 @@ struct Decoding {
   // Thread i of `threads` copies its share; `behind` is what lies behind Tables.
   TPDE_FN void stage_tables(const Tables& t, const u32* behind, u32 i, u32 threads) const {
     stage(contexts, behind, t.keys / 4, i, threads);
-    stage(entries, behind + t.keys / 4, t.entries, i, threads);
+    behind += t.keys / 4;
+    if (t.copies == 1) {
+      stage(entries, behind, t.entries, i, threads);
+    } else {
+#pragma unroll 4
+      for (; i < t.copies * t.entries; i += threads) entries[i] = behind[i / t.copies];
+    }
   }
   // The context of the part in the low half of x, or in the high one.
   TPDE_FN u32 context_of(u32 x, bool high) const {
@@ -152,7 +162,7 @@ struct Decoding {
   TPDE_FN u32 find(u32 context, u32 window) const {
     // Either has no bits where the other has some.
     const u32 n = Near ? permute(window, context, 0x5543) : context << index | top_bits(window, index);
-    return entry.plus(4 * n).word();
+    return entry.plus(n * stride).word();
   }
 };
 

@@ -31,13 +31,13 @@ struct Tables {
   u32 keys;           // a power of two, at least 16
   u32 entries;
   u32 sign_extended;  // parts stand for whole residual words; else there are planes
-  u32 reserved;
+  u32 copies;         // of the entries in shared memory: a power of two, at most kLanes
 
   // What lies behind.
   TPDE_FN const u32* behind() const { return reinterpret_cast<const u32*>(this + 1); }
   TPDE_FN u32 words() const { return keys / 4 + entries; }
   // What it takes in shared memory, where the contexts are aligned to all of them.
-  TPDE_FN u32 shared_words() const { return keys / 2 + entries; }
+  TPDE_FN u32 shared_words() const { return keys / 2 + copies * entries; }
 };
 static_assert(sizeof(Tables) == 32, "layout is shared with the host");
 

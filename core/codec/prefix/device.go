@@ -13,6 +13,10 @@ const deviceHead = 32
 // tables that Plan makes, for which the kernel has a faster path.
 const deviceIndex = 8
 
+// copiesBytes is what copies of the entries take of shared memory at most: of
+// one context there is one for each lane.
+const copiesBytes = 32 << 10
+
 // DeviceTables validates the codec tables of a tensor and expands them to what
 // kernels/prefix.cuh looks codes up in: struct Tables, then the context of each
 // key in 8 bits, then the entries, each padded with zeros to a multiple of 16
@@ -30,11 +34,15 @@ func DeviceTables(dt dtype.Type, data []byte) ([]byte, error) {
 	if l.signed {
 		signed = 1
 	}
+	copies := 32
+	for copies > 1 && 4*len(entries)*copies > copiesBytes {
+		copies /= 2
+	}
 	le := binary.LittleEndian
 	out := make([]byte, 0, deviceHead+len(contexts)+4*len(entries)+32)
 	for _, v := range []uint32{
 		uint32(t.contexts.shift), uint32(len(contexts) - 1), uint32(t.index), uint32(t.longest),
-		uint32(alignUp(len(contexts), 16)), uint32(alignUp(len(entries), 4)), signed, 0,
+		uint32(alignUp(len(contexts), 16)), uint32(alignUp(len(entries), 4)), signed, uint32(copies),
 	} {
 		out = le.AppendUint32(out, v)
 	}
@@ -49,10 +57,11 @@ func DeviceTables(dt dtype.Type, data []byte) ([]byte, error) {
 }
 
 // DeviceShared returns how many bytes of shared memory the kernel takes for
-// expanded tables: a byte for each key, aligned to all of them, and the entries.
+// expanded tables: a byte for each key, aligned to all of them, and copies of the
+// entries.
 func DeviceShared(tables []byte) int {
 	le := binary.LittleEndian
-	return 2*int(le.Uint32(tables[16:])) + 4*int(le.Uint32(tables[20:]))
+	return 2*int(le.Uint32(tables[16:])) + 4*int(le.Uint32(tables[20:]))*int(le.Uint32(tables[28:]))
 }
 
 // DeviceStage returns how many bytes of shared memory the kernel takes for a

@@ -92,7 +92,7 @@ static void answer(const Request& r) {
   const Tables& t = *reinterpret_cast<Tables*>(tables.p);
   if (sizeof(Tables) + 4 * t.words() != r.table_bytes) exit(2);
   Memory shared(4 * t.shared_words(), 0);
-  const Decoding d(t, reinterpret_cast<u32*>(shared.p));
+  const Decoding d(t, reinterpret_cast<u32*>(shared.p), r.words);  // the copy of some lane: all are the same
   d.stage_tables(t, t.behind(), 0, 1);
   Exceptions<Word> replaced;
   u32 good = parse_exceptions(data.p, r.chunk_bytes, r.words, replaced);
