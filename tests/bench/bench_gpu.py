@@ -87,7 +87,7 @@ def one_codec(s: Settings, pair: Pair, codec: str, figures: list[dict[str, Any]]
         add("512 MiB: copy", size, 2 * size, copied, copied)
     line(f"512 MiB: {codec}", size, [lambda: rebuild_all(tensors)], copied)
     line(f"512 MiB: {codec}, checksums verified", size, [lambda: rebuild_all(tensors, verify=True)], copied)
-    line(f"512 MiB: {codec}, in place, a call per tensor", size, [lambda: rebuild_in_place(live)], copied, restore)
+    line(f"512 MiB: {codec}, in place", size, [lambda: rebuild_in_place(live)], copied, restore)
 
     one, size = f"{SIDE}x{SIDE}", work.tensor_bytes
     copied = on_device([lambda p=p, q=q: q.base.copy_(p.base) for p, q in zip(tensors, live, strict=True)], s.repeats)

@@ -1,4 +1,4 @@
-"""bench_gpu's section "quantised": int4 base + raw residual of 2%, dequantised and rebuilt in one pass."""
+"""bench_gpu's section "quantised": codes and a residual, dequantised and rebuilt in one pass; and no base at all."""
 
 from __future__ import annotations
 
@@ -23,8 +23,12 @@ def quantised(s: Settings) -> list[dict[str, Any]]:
         base = tpde.quantize(weight, bits, group)
         plain = base.dequantize()
         changed = torch.rand(weight.shape, generator=g) < 0.02
-        for what, target in (("dequantised alone", plain), ("2% changed, raw", torch.where(changed, weight, plain))):
-            index_map, blob = tpde.encode(base, target, codec="raw")
+        for what, target, codec in (
+            ("dequantised alone", plain, "raw"),
+            ("2% changed, raw", torch.where(changed, weight, plain), "raw"),
+            ("to the last bit, prefix", weight, "prefix"),
+        ):
+            index_map, blob = tpde.encode(base, target, codec=codec)
             items = [
                 (replace(there, packed=there.packed.clone(), scale=there.scale.clone()), index_map, blob.cuda().clone())
                 for there in [base.to("cuda")] * copies
@@ -47,6 +51,18 @@ def quantised(s: Settings) -> list[dict[str, Any]]:
                 {"bits": bits, "group": group, "what": what, "output_bytes": output, "moved_bytes": moved,
                  **dataclasses.asdict(timing), "copy_seconds": copied.seconds}
             )  # fmt: skip
+    index_map, blob = tpde.encode(None, weight, codec="prefix")
+    items = [(None, index_map, blob.cuda().clone()) for _ in range(copies)]
+    for got in tpde.cuda.reconstruct_many(items, check=True):
+        require_same_bits("no base", got, weight.cuda())
+    timing = on_device([lambda: tpde.cuda.reconstruct_many(items, verify=False)], s.repeats)
+    tpde.cuda.synchronize()
+    output = copies * 2 * weight.numel()
+    moved = copies * (blob.numel() + index_map.numel()) + output
+    rows.append(("no base: prefix", timing.text(), *(f"{n / timing.seconds / 1e9:.0f}" for n in (output, moved)), ""))
+    figures.append(
+        {"what": "no base: prefix", "output_bytes": output, "moved_bytes": moved, **dataclasses.asdict(timing)}
+    )
     print("\nQuantised bases, 512 MiB of bf16; of a copy: that reads and writes as many bytes as are moved\n")
     s.table(("what", "ms", "output GB/s", "moved GB/s", "of a copy"), rows)
     return figures

@@ -59,8 +59,8 @@ def rebuild_all(tensors: Sequence[Packed], verify: bool = False) -> list[torch.T
 
 
 def rebuild_in_place(tensors: Sequence[Packed]) -> None:
-    for p in tensors:
-        rebuild(p, p.base)
+    items = [(p.base, p.index_map, p.data_blob) for p in tensors]
+    tpde.cuda.reconstruct_many(items, verify=False, in_place=True)
 
 
 # ---- data -------------------------------------------------------------------
