@@ -176,15 +176,20 @@ __device__ bool join_sparse(const Chunk& c, const Plane* gaps, u32 gap_planes, c
     // beyond the chunk from its first delta or comes to it on its way.
     const u32 start = sum < kFar ? sum - own : kFar;
     good = good && sum < kFar;
+    // All words are loaded before the first is stored: nobody else has them, but
+    // the compiler cannot know.
+    WORD word[kEach];
+    bool ok[kEach];
 #pragma unroll
     for (u32 j = 0; j < kEach; j++) {
-      if (j < count) {
-        const u32 at = add_distance(add_distance(before, start), upto[j]) - 1;
-        const WORD z = join<WORD>(value, j);
-        const bool ok = at < c.words && z != 0;
-        if (ok) c.dst[at] = apply<WORD>(c.dst[at], unzigzag(z));
-        good = good && ok;
-      }
+      upto[j] = add_distance(add_distance(before, start), upto[j]) - 1;
+      ok[j] = j < count && upto[j] < c.words && join<WORD>(value, j) != 0;
+      if (ok[j]) word[j] = c.dst[upto[j]];
+      good = good && (ok[j] || j >= count);
+    }
+#pragma unroll
+    for (u32 j = 0; j < kEach; j++) {
+      if (ok[j]) c.dst[upto[j]] = apply<WORD>(word[j], unzigzag(join<WORD>(value, j)));
     }
     before = add_distance(before, all);
   }
