@@ -194,7 +194,7 @@ def test_what_is_tied_in_the_module_alone_is_refused(tmp_path):
     model = made(Llama, hidden=128)
     out = packed(model, tmp_path)
     other = without_data(Llama, {"hidden": 128, "tied": True})
-    with pytest.raises(tpde.ArgumentError, match=r"embed_tokens\.weight, lm_head\.weight: are one tensor in the module"):
+    with pytest.raises(tpde.ArgumentError, match=r"embed_tokens\.weight, lm_head\.weight: are one tensor in the"):
         tpde.load_into(other, out, **CPU)
     assert isinstance(other.lm_head, nn.Linear) and other.lm_head.weight.is_meta
     with torch.no_grad():

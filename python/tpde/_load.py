@@ -41,9 +41,13 @@ class PackedModel:
         return row._replace(base=of.base, quantised=of.quantised, layers=of.layers if of.shape == row.shape else [])
 
     def are_equal(self, name: str, other: str) -> bool:
-        """Whether two tensors have the same bytes."""
-        first, second = (self.rows[one].same_as or one for one in (name, other))
-        return first == second
+        """Whether two tensors are the same, bit for bit. Reads them where it is not known."""
+        first, second = (self.rows[one] for one in (name, other))
+        if (first.same_as or name) == (second.same_as or other):
+            return True
+        if first.dtype != second.dtype or first.shape != second.shape:
+            return False
+        return torch.equal(*(_memory.octets(self.read(one)) for one in (name, other)))
 
     def is_packed(self, name: str) -> bool:
         """Whether a tensor is a residual to a quantised base or to none, which is what can be streamed."""
