@@ -346,6 +346,21 @@ def test_names_with_and_without_the_prefix(resident, tmp_path):
         assert_same_bits(loaded(**inputs("gpt2")).logits, model(**inputs("gpt2")).logits)
 
 
+def test_saving_a_loaded_model(resident, tmp_path):
+    folder, model = resident("llama")
+    tpde.compress(folder, tmp_path / "out", progress=False)
+    loaded = tpde.load(tmp_path / "out", **CPU)
+    with pytest.raises(tpde.UnsupportedError, match=r"Runtime\.unload\(\)"):
+        loaded.save_pretrained(tmp_path / "saved")
+    torch.save(loaded.state_dict(), tmp_path / "state.pt")
+    tpde.runtime.of(loaded).unload()
+    loaded.save_pretrained(tmp_path / "saved")
+    ours, theirs = torch.load(tmp_path / "state.pt"), load_file(tmp_path / "saved" / "model.safetensors")
+    for name, tensor in model.state_dict().items():
+        assert_same_bits(ours[name], tensor)
+        assert_same_bits(theirs[name], tensor)
+
+
 def test_what_load_refuses(resident, tmp_path):
     folder, _ = resident("llama")
     tpde.compress(folder, tmp_path / "out", progress=False)

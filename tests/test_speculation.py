@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import tpde
-from streaming import engine_of, offloaded
+from streaming import budget, engine_of, offloaded
 from support import assert_same_bits
 from tiny_models import GPT2, Llama, tokens
 from tiny_models import made as tiny
@@ -294,6 +294,29 @@ def test_without_a_base_there_is_no_draft():
     runtime.set_vram(whole, reserve=0)
     if runtime.plan.count(Residency.WHOLE) == len(runtime.plan.layers):
         tpde.SelfSpeculation(model)
+
+
+def test_layers_that_are_too_small_for_a_base(tmp_path):
+    """`tpde compress` gives them none; they draft with their weights."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**LLAMA | {"hidden_size": 128, "vocab_size": 160}, **ENDS)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(tmp_path / "model")
+    tpde.compress(tmp_path / "model", tmp_path / "out", progress=False)
+    expected = model.generate(**prompt(), **GREEDY)
+    loaded = tpde.load(tmp_path / "out", device="cpu", reserve=0)
+    runtime = tpde.runtime.of(loaded)
+    runtime.set_vram(budget(runtime, 0.0), reserve=0)
+    engine = engine_of(runtime)
+    small = [n for n, layer in enumerate(engine.memory.layers) if layer.base is None]
+    assert small and all(engine.memory.whole[n] is None for n in small)
+    speculation = tpde.SelfSpeculation(loaded)
+    for number in small:
+        weight = loaded.get_submodule(engine.memory.layers[number].name).weight
+        assert_same_bits(weight_of(engine, number), weight.rebuilt())
+    assert speculation.generate(**prompt(), **GREEDY).tolist() == expected.tolist()
+    runtime.set_vram("1GiB", reserve=0)
+    assert not engine.small
 
 
 def test_arguments_are_checked():

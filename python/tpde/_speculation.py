@@ -89,7 +89,7 @@ class SelfSpeculation:
     """Has a streamed transformers model draft for itself.
 
     model: a transformers model that was streamed by `tpde.offload` or `tpde.load_into`, with bases; layers whose
-        weights are whole in VRAM draft with these.
+        weights are whole in VRAM draft with these, and so do those that are too small for a base.
     tokens: how many to draft in each round; None: as many as pay, judged by how many are accepted.
     most: of them, if tokens is None.
     cost: what drafting a token takes, as a share of a pass of the streamed model; guides the choice, if tokens is None.
