@@ -64,9 +64,8 @@ def skeleton(folder: str, dtype: torch.dtype, model_class: Any = None) -> Any:
         raise ArgumentError(f"model_class: expected a class of transformers, got {model_class!r}")
     source = getattr(model_class, "config_class", None) or transformers.AutoConfig  # the Auto classes have none
     config = source.from_pretrained(folder)
-    for name in ("dtype", "torch_dtype"):  # of transformers 5, and before
-        if hasattr(config, name):
-            setattr(config, name, dtype)
+    # transformers 5 still knows the older name, and warns of it.
+    setattr(config, "dtype" if hasattr(config, "dtype") else "torch_dtype", dtype)
     if model_class is None:
         names = config.architectures or []
         model_class = getattr(transformers, names[0], None) if names else transformers.AutoModelForCausalLM
