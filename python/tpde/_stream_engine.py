@@ -164,8 +164,8 @@ class Engine:
             fixed = fixed_bytes + self.memory.fixed_bytes()
             plan = make_plan(self._sizes(calls), budget, fixed, rates)
             self.plan = self.schedule = None
+            self.memory.apply(plan)  # waits for whoever uses what is dropped
             self.small.clear()
-            self.memory.apply(plan)
             for _ in range(_ROUNDS):
                 if not self.memory.survey():
                     break
