@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 import tpde
 from support import tree
+from tpde import _sources
 
 KILLS = 200
 
@@ -223,3 +224,26 @@ print(interrupted)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) > 20  # some hundred on a machine that is not busy
     assert {path.name for path in tmp_path.iterdir()} <= {"delta", "out"}
+
+
+def test_ctrl_c_while_a_compressed_model_is_opened(tmp_path):
+    """Whenever it comes, it is that and not an error of handles that are left."""
+    save_file({"w": torch.randn(256, 256)}, tmp_path / "m.safetensors")
+    tpde.compress(tmp_path / "m.safetensors", tmp_path / "out", progress=False)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupted)
+    generator = random.Random(0)
+    try:
+        for _ in range(300):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, generator.uniform(1e-4, 4e-3))
+                while True:
+                    _sources.open_source(tmp_path / "out", "model").close()
+            except KeyboardInterrupt:
+                pass
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 
 import pytest
 import torch
@@ -188,6 +189,36 @@ def test_refusals_leave_the_module_as_it_was(tmp_path):
     refused(tpde.NotFoundError, "base", made(Llama, hidden=128))
 
 
+def test_what_is_tied_in_the_module_alone_is_refused(tmp_path):
+    """Which of the two would be lost cannot be right; of equal ones either can."""
+    model = made(Llama, hidden=128)
+    out = packed(model, tmp_path)
+    other = without_data(Llama, {"hidden": 128, "tied": True})
+    with pytest.raises(tpde.ArgumentError, match=r"embed_tokens\.weight, lm_head\.weight: are one tensor in the"):
+        tpde.load_into(other, out, **CPU)
+    assert isinstance(other.lm_head, nn.Linear) and other.lm_head.weight.is_meta
+    with torch.no_grad():
+        model.lm_head.weight.copy_(model.embed_tokens.weight)
+    (tmp_path / "equal").mkdir()
+    tpde.load_into(other, packed(model, tmp_path / "equal"), **CPU)
+    assert_same_bits(other(tokens()).detach(), model(tokens()).detach())
+
+
+def test_rounding_is_not_silent(tmp_path):
+    model = made(Llama, hidden=128)
+    model.norm.float()
+    out = packed(model, tmp_path)
+    with pytest.warns(UserWarning, match=r"norm\.weight: rounded from torch\.float32 to torch\.bfloat16"):
+        tpde.load_into(made(Llama, hidden=128), out, **CPU)
+    wide = made(Llama, hidden=128)
+    wide.norm.float()
+    wide.layers[0].input_norm.float()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tpde.load_into(wide, out, **CPU)
+    assert_same_bits(wide.norm.weight.detach(), model.norm.weight.detach())
+
+
 def test_a_budget_that_is_too_small(tmp_path):
     model = made(Llama, hidden=128)
     out = packed(model, tmp_path)
@@ -287,6 +318,19 @@ def test_other_dtypes(resident, tmp_path, dtype):
         assert_same_bits(loaded(**inputs("llama")).logits, model(**inputs("llama")).logits)
 
 
+def test_what_transformers_keeps_in_float32(resident, tmp_path):
+    """wo of T5, in float16: its forward computes in the dtype of its weight."""
+    folder, model = resident("t5", torch.float16)
+    wide = {name for name, parameter in model.named_parameters() if parameter.dtype is torch.float32}
+    if not wide:
+        pytest.skip("this transformers keeps nothing in float32")
+    tpde.compress(folder, tmp_path / "out", progress=False)
+    loaded = tpde.load(tmp_path / "out", "1GiB", **CPU)
+    assert wide == {n for n, p in loaded.named_parameters() if p.dtype is torch.float32}
+    with torch.no_grad():
+        assert_same_bits(loaded(**inputs("t5")).logits, model(**inputs("t5")).logits)
+
+
 def test_names_with_and_without_the_prefix(resident, tmp_path):
     """Files on the hub often have the names of the inner model."""
     folder, model = resident("gpt2")
@@ -302,6 +346,21 @@ def test_names_with_and_without_the_prefix(resident, tmp_path):
         assert_same_bits(loaded(**inputs("gpt2")).logits, model(**inputs("gpt2")).logits)
 
 
+def test_saving_a_loaded_model(resident, tmp_path):
+    folder, model = resident("llama")
+    tpde.compress(folder, tmp_path / "out", progress=False)
+    loaded = tpde.load(tmp_path / "out", **CPU)
+    with pytest.raises(tpde.UnsupportedError, match=r"Runtime\.unload\(\)"):
+        loaded.save_pretrained(tmp_path / "saved")
+    torch.save(loaded.state_dict(), tmp_path / "state.pt")
+    tpde.runtime.of(loaded).unload()
+    loaded.save_pretrained(tmp_path / "saved")
+    ours, theirs = torch.load(tmp_path / "state.pt"), load_file(tmp_path / "saved" / "model.safetensors")
+    for name, tensor in model.state_dict().items():
+        assert_same_bits(ours[name], tensor)
+        assert_same_bits(theirs[name], tensor)
+
+
 def test_what_load_refuses(resident, tmp_path):
     folder, _ = resident("llama")
     tpde.compress(folder, tmp_path / "out", progress=False)
@@ -311,6 +370,8 @@ def test_what_load_refuses(resident, tmp_path):
         (text.replace("LlamaForCausalLM", "LamaForCausalLM"), tpde.UnsupportedError, "no class LamaForCausalLM"),
         (re.sub("^{", '{"quantization_config": {"bits": 4},', text), tpde.UnsupportedError, "quantization_config"),
         (re.sub("^{", '{"auto_map": {"AutoModel": "x.Y"},', text), tpde.UnsupportedError, "model_class"),
+        (text[:-9], tpde.CorruptError, r"config\.json: expected JSON: "),
+        ("[]", tpde.CorruptError, r"config\.json: expected a JSON object, got a list"),
         (None, tpde.NotFoundError, r"config\.json.*load_into"),
     ):
         if change is None:
@@ -330,6 +391,11 @@ def test_a_class_that_is_given(resident, tmp_path):
     with torch.no_grad():
         got = loaded(**inputs("llama")).last_hidden_state
         assert_same_bits(got, model.model(**inputs("llama")).last_hidden_state)
+    loaded = tpde.load(tmp_path / "out", model_class=transformers.AutoModelForCausalLM, **CPU)
+    assert type(loaded) is transformers.LlamaForCausalLM
+    for bad in ("LlamaModel", nn.Linear):
+        with pytest.raises(tpde.ArgumentError, match="expected a class of transformers"):
+            tpde.load(tmp_path / "out", model_class=bad, **CPU)
 
 
 def test_tensors_beside_the_model_are_left_out(tmp_path):

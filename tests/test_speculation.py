@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import gc
 import threading
+import weakref
 
 import pytest
 import torch
 
 import tpde
-from streaming import engine_of, offloaded
+from streaming import budget, engine_of, offloaded
 from support import assert_same_bits
 from tiny_models import GPT2, Llama, tokens
 from tiny_models import made as tiny
@@ -150,6 +152,19 @@ def test_sampling():
     assert nearly.tolist() == greedy.tolist()
 
 
+def test_a_seed_gives_the_same_tokens_again():
+    """Also of an object that has learnt in the meantime how many drafts are accepted."""
+    model = made("llama")
+    offloaded(model)
+    speculation = tpde.SelfSpeculation(model)
+    results = []
+    for through in (speculation.generate, speculation.generate, model.generate, model.generate):
+        torch.manual_seed(5)
+        options = {"assistant_model": speculation.draft} if through == model.generate else {}
+        results.append(through(**prompt(), max_new_tokens=30, do_sample=True, **options).tolist())
+    assert results == results[:1] * 4
+
+
 def test_sampled_tokens_have_the_distribution_of_the_model():
     model = made("llama")
     with torch.no_grad():
@@ -225,6 +240,49 @@ def test_encoder_and_decoder():
     )
 
 
+@pytest.mark.parametrize("graph", [False, True])
+def test_drafts_after_an_interrupt_are_as_good_as_before(graph):
+    """Whatever stops a draft in the middle leaves layers of its cache that hold different tokens."""
+    model = made("llama")
+    offloaded(model)
+    speculation = tpde.SelfSpeculation(model, graph=graph, tokens=6)
+    speculation.generate(**prompt(), **GREEDY)
+    clean = speculation.counts
+    calls = []
+
+    def hook(*_) -> None:
+        calls.append(None)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+
+    handle = model.model.layers[0].mlp.up_proj.register_forward_hook(hook)
+    with pytest.raises(KeyboardInterrupt):
+        speculation.generate(**prompt(), **GREEDY)
+    handle.remove()
+    before = speculation.counts
+    speculation.generate(**prompt(), **GREEDY)
+    after = speculation.counts
+    assert (after.rounds - before.rounds, after.accepted - before.accepted) == (clean.rounds, clean.accepted)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_memory_comes_back_with_the_last_reference(graph):
+    model = made("llama")
+    engine = weakref.ref(engine_of(offloaded(model)))
+    speculation = tpde.SelfSpeculation(model, graph=graph)
+    speculation.generate(**prompt(), **GREEDY)
+    gc.collect()
+    gc.disable()
+    try:
+        draft = speculation.draft
+        del speculation, model
+        assert draft.generate(**prompt(), **GREEDY).shape == (1, 49)
+        del draft
+        assert engine() is None
+    finally:
+        gc.enable()
+
+
 def test_without_a_base_there_is_no_draft():
     model = made("llama")
     runtime = tpde.offload(model, base="none", device="cpu", reserve=0, workers=1)
@@ -238,12 +296,41 @@ def test_without_a_base_there_is_no_draft():
         tpde.SelfSpeculation(model)
 
 
+def test_layers_that_are_too_small_for_a_base(tmp_path):
+    """`tpde compress` gives them none; they draft with their weights."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**LLAMA | {"hidden_size": 128, "vocab_size": 160}, **ENDS)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(tmp_path / "model")
+    tpde.compress(tmp_path / "model", tmp_path / "out", progress=False)
+    expected = model.generate(**prompt(), **GREEDY)
+    loaded = tpde.load(tmp_path / "out", device="cpu", reserve=0)
+    runtime = tpde.runtime.of(loaded)
+    runtime.set_vram(budget(runtime, 0.0), reserve=0)
+    engine = engine_of(runtime)
+    small = [n for n, layer in enumerate(engine.memory.layers) if layer.base is None]
+    assert small and all(engine.memory.whole[n] is None for n in small)
+    speculation = tpde.SelfSpeculation(loaded)
+    for number in small:
+        weight = loaded.get_submodule(engine.memory.layers[number].name).weight
+        assert_same_bits(weight_of(engine, number), weight.rebuilt())
+    assert speculation.generate(**prompt(), **GREEDY).tolist() == expected.tolist()
+    runtime.set_vram("1GiB", reserve=0)
+    assert not engine.small
+
+
 def test_arguments_are_checked():
     model = made("llama")
     with pytest.raises(tpde.ArgumentError, match="not streamed"):
         tpde.SelfSpeculation(model)
     offloaded(model)
-    for bad in ({"tokens": 0}, {"most": 2000}, {"cost": 0.0}):
+    with pytest.raises(tpde.ArgumentError, match="expected an nn"):
+        tpde.SelfSpeculation(5)
+    with pytest.raises(tpde.ArgumentError, match="is a draft"):
+        tpde.SelfSpeculation(tpde.SelfSpeculation(model).draft)
+    with pytest.raises(tpde.ArgumentError, match="inputs_embeds"):
+        tpde.SelfSpeculation(model).generate(inputs_embeds=torch.zeros(1, 3, 64), **GREEDY)
+    for bad in ({"tokens": 0}, {"tokens": 2.5}, {"most": 2000}, {"most": None}, {"cost": 0.0}):
         with pytest.raises(tpde.ArgumentError, match="expected"):
             tpde.SelfSpeculation(model, **bad)
     other = tiny(Llama)

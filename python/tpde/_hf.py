@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from tpde._load import Matched, PackedModel
-from tpde._status import ArgumentError, NotFoundError, UnsupportedError
+from tpde._status import ArgumentError, CorruptError, NotFoundError, UnsupportedError
 
 _patching = threading.RLock()
 
@@ -35,8 +36,8 @@ def skeleton(folder: str, dtype: torch.dtype, model_class: Any = None) -> Any:
     computed.
 
     model_class: a class of transformers; None: the first of `architectures`, or what AutoModelForCausalLM says.
-    Raises NotFoundError without a config.json, UnsupportedError for a class that this transformers does not have, or a
-    model that is quantised already.
+    Raises NotFoundError without a config.json, CorruptError for one that is no JSON, UnsupportedError for a class that
+    this transformers does not have, or a model that is quantised already.
     """
     transformers = require_transformers()
     path = os.path.join(folder, "config.json")
@@ -45,8 +46,13 @@ def skeleton(folder: str, dtype: torch.dtype, model_class: Any = None) -> Any:
             f"{path}: no such file, which says what model it is; make the module yourself, and "
             "tpde.load_into(module, folder)"
         )
-    with open(path, encoding="utf-8") as file:
-        raw = json.load(file)
+    try:
+        with open(path, encoding="utf-8") as file:
+            raw = json.load(file)
+    except ValueError as error:
+        raise CorruptError(f"{path}: expected JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise CorruptError(f"{path}: expected a JSON object, got a {type(raw).__name__}")
     if raw.get("quantization_config"):
         raise UnsupportedError(f"{path}: has a quantization_config, expected the configuration of a full model")
     if raw.get("auto_map") and model_class is None:
@@ -54,11 +60,12 @@ def skeleton(folder: str, dtype: torch.dtype, model_class: Any = None) -> Any:
             f"{path}: has an auto_map, code of its own that tpde.load does not run; import the class and give it as "
             "model_class"
         )
-    source = transformers.AutoConfig if model_class is None else model_class.config_class
+    if model_class is not None and not (hasattr(model_class, "_from_config") or hasattr(model_class, "from_config")):
+        raise ArgumentError(f"model_class: expected a class of transformers, got {model_class!r}")
+    source = getattr(model_class, "config_class", None) or transformers.AutoConfig  # the Auto classes have none
     config = source.from_pretrained(folder)
-    for name in ("dtype", "torch_dtype"):  # of transformers 5, and before
-        if hasattr(config, name):
-            setattr(config, name, dtype)
+    # transformers 5 still knows the older name, and warns of it.
+    setattr(config, "dtype" if hasattr(config, "dtype") else "torch_dtype", dtype)
     if model_class is None:
         names = config.architectures or []
         model_class = getattr(transformers, names[0], None) if names else transformers.AutoModelForCausalLM
@@ -69,6 +76,7 @@ def skeleton(folder: str, dtype: torch.dtype, model_class: Any = None) -> Any:
         raise ArgumentError(f"model_class: expected a class of transformers, got {model_class!r}")
     with _without_data():
         model = make(config)
+    _widen(model, dtype)
     config._name_or_path = model.name_or_path = folder
     if model.can_generate() and os.path.isfile(os.path.join(folder, "generation_config.json")):
         model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
@@ -78,7 +86,17 @@ def skeleton(folder: str, dtype: torch.dtype, model_class: Any = None) -> Any:
 def matched(module: Any, model: PackedModel) -> Matched:
     """Returns which tensor of a compressed model each of a module of transformers is. Raises and warns as `Matched`."""
     ignored = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
-    return Matched(module, model, getattr(module, "base_model_prefix", ""), ignored)
+    return Matched(module, model, getattr(module, "base_model_prefix", ""), ignored, widen=True)
+
+
+def _widen(model: Any, dtype: torch.dtype) -> None:
+    """Gives what `from_pretrained` keeps in float32, of a model in a narrower dtype, that dtype."""
+    plan = getattr(model, "_get_dtype_plan", None)  # transformers 5
+    for pattern, wide in (plan(dtype) if plan is not None else {}).items():
+        match = re.compile(pattern.replace("*", ".*"))
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if match.search(name) and tensor.is_floating_point():
+                tensor.data = tensor.data.to(wide)
 
 
 @contextmanager

@@ -40,6 +40,15 @@ class PackedModel:
         of = self.rows[row.same_as]
         return row._replace(base=of.base, quantised=of.quantised, layers=of.layers if of.shape == row.shape else [])
 
+    def are_equal(self, name: str, other: str) -> bool:
+        """Whether two tensors are the same, bit for bit. Reads them where it is not known."""
+        first, second = (self.rows[one] for one in (name, other))
+        if (first.same_as or name) == (second.same_as or other):
+            return True
+        if first.dtype != second.dtype or first.shape != second.shape:
+            return False
+        return torch.equal(*(_memory.octets(self.read(one)) for one in (name, other)))
+
     def is_packed(self, name: str) -> bool:
         """Whether a tensor is a residual to a quantised base or to none, which is what can be streamed."""
         row = self.made_of(name)
@@ -113,12 +122,17 @@ class Matched:
 
     prefix: of the module's names, which those of the model may have or lack (transformers' base_model_prefix).
     ignored: patterns of names that the module need not have.
-    Raises NotFoundError for what has no data and is not in the model; ArgumentError for shapes that differ. Warns of
-    tensors that the module does not have.
+    widen: linear layers that the module has in a wider dtype are not streamed, but converted; otherwise they are
+        refused.
+    Raises NotFoundError for what has no data and is not in the model; ArgumentError for shapes that differ, and for one
+    tensor of the module that is several in the model. Warns of tensors that the module does not have, or rounds.
     """
 
-    def __init__(self, module: nn.Module, model: PackedModel, prefix: str = "", ignored: Sequence[str] = ()) -> None:
+    def __init__(
+        self, module: nn.Module, model: PackedModel, prefix: str = "", ignored: Sequence[str] = (), widen: bool = False
+    ) -> None:
         self.model = model
+        self._widen = widen
         self.slots: dict[int, _Slot] = {}
         for path, one in module.named_modules(remove_duplicate=False):
             left_out = one._non_persistent_buffers_set
@@ -132,8 +146,15 @@ class Matched:
                 # ":" is in names of files beside those that make up the model.
                 if ":" not in name and not any(re.search(pattern, name) for pattern in ignored):
                     unexpected.append(name)
-            elif not by_name[known].row or not model.is_packed(by_name[known].row):
-                by_name[known].row = name  # of tied weights, one that is packed
+            else:
+                slot = by_name[known]
+                if slot.row and not model.are_equal(slot.row, name):
+                    raise ArgumentError(
+                        f"{slot.row}, {name}: are one tensor in the module, and differ in {model.folder}; expected a "
+                        "module that does not tie them (in config.json: tie_word_embeddings)"
+                    )
+                if not slot.row or not model.is_packed(slot.row):
+                    slot.row = name  # of tied weights, one that is packed
         missing = [slot.names[0] for slot in self.slots.values() if slot.tensor.is_meta and not slot.row]
         if missing:
             raise NotFoundError(
@@ -143,6 +164,13 @@ class Matched:
         for slot in self.slots.values():
             if slot.row and (want := list(slot.tensor.shape)) != (got := model.rows[slot.row].shape):
                 raise ArgumentError(f"{slot.row}: expected shape {want}, as the module has it, got {got}")
+        rounded = [slot for slot in self.slots.values() if slot.row and not _holds(slot.tensor, model.rows[slot.row])]
+        if rounded:
+            warnings.warn(
+                f"{model.folder}: {_some([slot.row for slot in rounded])}: rounded from "
+                f"{model.rows[rounded[0].row].dtype} to {rounded[0].tensor.dtype}, as the module has it",
+                stacklevel=6,
+            )
         if unexpected:
             warnings.warn(f"{model.folder}: the module lacks {_some(unexpected)}: not loaded", stacklevel=6)
 
@@ -160,6 +188,8 @@ class Matched:
         if not row or not group.linears or not self.model.is_packed(row):
             return False
         if (got := self.model.rows[row].dtype) != group.weight.dtype:
+            if self._widen and _holds(group.weight, self.model.rows[row]):
+                return False
             raise ArgumentError(
                 f"{row}: is {got} in {self.model.folder}, {group.weight.dtype} in the module: expected a module with "
                 f"weights of {got}"
@@ -234,6 +264,11 @@ def _aliases(name: str, prefix: str) -> Iterator[str]:
         yield f"{prefix}.{name}"
         if name.startswith(f"{prefix}."):
             yield name.removeprefix(f"{prefix}.")
+
+
+def _holds(tensor: Tensor, row: Row) -> bool:
+    """Whether a tensor's dtype has all values of a row's."""
+    return torch.promote_types(tensor.dtype, row.dtype) == tensor.dtype
 
 
 def _some(names: list[str]) -> str:

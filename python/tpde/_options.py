@@ -33,7 +33,7 @@ MAX_WORKERS: Final = 1024  # as in the core
 
 def count(what: str, value: SupportsIndex, most: int = MAX_COUNT) -> int:
     """Returns value if it is a whole number from 0 ("decide yourself") to most."""
-    number = _whole(value)
+    number = whole(value)
     if number is None or not 0 <= number <= most:
         raise ArgumentError(f"{what}: expected a number from 0 to {most}, got {value!r}")
     return number
@@ -44,7 +44,7 @@ def workers(value: SupportsIndex) -> int:
     return count("workers", value, MAX_WORKERS)
 
 
-def _whole(value: Any) -> int | None:
+def whole(value: Any) -> int | None:
     """Returns an int or what numpy and torch have for one; None for anything else, bool included."""
     try:
         return None if isinstance(value, bool) else operator.index(value)
@@ -58,7 +58,7 @@ def size_in_bytes(what: str, size: int | str) -> int:
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", size)
         if match and match[2].upper() in _UNITS:
             size = int(Fraction(match[1]) * _UNITS[match[2].upper()])
-    number = _whole(size)
+    number = whole(size)
     if number is None or not 0 < number <= MAX_COUNT:
         raise ArgumentError(f"{what}: expected a size such as '5GB', '512MiB' or a number of bytes, got {size!r}")
     return number

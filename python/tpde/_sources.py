@@ -15,6 +15,7 @@ tensor is an error, because it could not be restored.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 import zipfile
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tpde import _compressed, _jobs
 from tpde._core import core
-from tpde._status import ArgumentError, ExistsError, NotFoundError, UnsupportedError
+from tpde._status import ArgumentError, ExistsError, NotFoundError, TpdeError, UnsupportedError
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +48,7 @@ class Source(AbstractContextManager["Source"]):
     def __init__(self, handle: int, keep: Any = None) -> None:
         self.handle = handle
         self.below: list[int] = []
-        """Handles that the core uses as long as it uses this one, the lowest first."""
+        """Handles that the core uses as long as it uses this one, the lowest first; this one may stand above them."""
         self.torch_file: str | None = None
         """The .pt file that it was read from; the core, which only sees tensors, does not know of it."""
         self._keep = keep
@@ -55,12 +56,14 @@ class Source(AbstractContextManager["Source"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        # What goes wrong already, Ctrl-C between two frees say, is what the caller has to see.
+        with contextlib.suppress(TpdeError) if error is not None else contextlib.nullcontext():
+            self.close()
 
     def close(self) -> None:
         """Frees the handle, then lets go of the tensors. A second call does nothing."""
         handle, self.handle = self.handle, 0
-        if handle:
+        if handle and handle not in self.below:
             core().source_free(handle)
         while self.below:
             core().source_free(self.below.pop())
@@ -96,8 +99,8 @@ def open_compressed_base(folder: PathLike) -> Source:
 def _open_compressed(folder: str) -> Source:
     source = Source(0)
     try:
-        base = _jobs.hold(source.below, _compressed.open_base, folder)
-        source.handle = core().source_apply(base, [_compressed.residual(folder)])
+        base = _jobs.hold(source.below, core().source_open_base, folder)
+        source.handle = _jobs.hold(source.below, core().source_apply, base, [_compressed.residual(folder)])
     except BaseException:
         source.close()
         raise

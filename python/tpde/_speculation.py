@@ -14,6 +14,7 @@ accepted, and from nothing else: with a seed, sampling gives the same tokens eve
 from __future__ import annotations
 
 import copy
+import weakref
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
@@ -21,10 +22,11 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from tpde import runtime
+from tpde import _options, runtime
 from tpde._draft_loop import Loop, common_prefix
 from tpde._status import ArgumentError
 from tpde._stream_draft import drafting, require_draft
+from tpde._stream_engine import Engine
 
 __all__ = ["Drafts", "SelfSpeculation"]
 
@@ -64,6 +66,10 @@ class Length:
 
     def __init__(self, tokens: int | None, most: int, cost: float) -> None:
         self._fixed, self._most, self._cost = tokens, most, cost
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets all rounds."""
         self._accepted, self._judged = 3.0, 4.0  # a guess that the first rounds outweigh
 
     def next(self) -> int:
@@ -83,7 +89,7 @@ class SelfSpeculation:
     """Has a streamed transformers model draft for itself.
 
     model: a transformers model that was streamed by `tpde.offload` or `tpde.load_into`, with bases; layers whose
-        weights are whole in VRAM draft with these.
+        weights are whole in VRAM draft with these, and so do those that are too small for a base.
     tokens: how many to draft in each round; None: as many as pay, judged by how many are accepted.
     most: of them, if tokens is None.
     cost: what drafting a token takes, as a share of a pass of the streamed model; guides the choice, if tokens is None.
@@ -114,41 +120,56 @@ class SelfSpeculation:
         cost: float = 0.05,
         graph: bool | None = None,
     ) -> None:
-        for what, value in (("tokens", tokens), ("most", most)):
-            if value is not None and not 1 <= value <= 1024:
-                raise ArgumentError(f"{what}: expected 1 to 1024, got {value}")
+        tokens = None if tokens is None else _count("tokens", tokens)
+        most = _count("most", most)
         if not 0 < cost < float("inf"):
             raise ArgumentError(f"cost: expected a positive number, got {cost}")
+        if isinstance(model, _Draft):
+            raise ArgumentError("model: is a draft, expected the model that it drafts for")
         self._model = model
-        self._engine = runtime.of(model)._alive()[0]
-        require_draft(self._engine)
-        self.draft: Any = _drafting_copy(model, self)
-        self._length = Length(tokens, most, cost)
-        self._counts = Drafts()
-        self._loop = Loop(self.draft, self._engine, graph)
-        self._pending: tuple[list[int], list[int]] | None = None  # what was drafted for, and what
+        engine = runtime.of(model)._alive()[0]
+        require_draft(engine)
+        self._drafter = _Drafter(Length(tokens, most, cost), engine)
+        self.draft: Any = _drafting_copy(model, self._drafter)
+        # Weak: without cycles, all memory is given back when this and the draft are dropped, not some time later.
+        self._drafter.loop = Loop(weakref.proxy(self.draft), engine, graph)
 
     @property
     def counts(self) -> Drafts:
         """What became of the drafts so far."""
-        return self._counts
+        return self._drafter.counts
 
     @property
     def why_no_graph(self) -> str | None:
         """Why steps of the draft are not a CUDA graph; None if they are, or were not tried yet."""
-        return self._loop.why_no_graph
+        return self._drafter.loop.why_no_graph
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Returns model.generate(..., assistant_model=self.draft), and counts the last round, too."""
         if not hasattr(self._model, "generate"):
             raise ArgumentError(f"model: a {type(self._model).__name__} has no generate")
         output = cast(Any, self._model).generate(*args, **kwargs, assistant_model=self.draft)
-        self._judge((output if isinstance(output, torch.Tensor) else output.sequences)[0].tolist())
+        self._drafter.judge((output if isinstance(output, torch.Tensor) else output.sequences)[0].tolist())
         return output
 
     def reset(self) -> None:
         """Gives the memory of the draft's cache and graph back; the next draft makes others."""
-        self._loop.reset()
+        self._drafter.reset()
+
+
+class _Drafter:
+    """What a draft refers to: its loop, and what became of its tokens."""
+
+    loop: Loop
+
+    def __init__(self, length: Length, engine: Engine) -> None:
+        self.engine = engine
+        self.counts = Drafts()
+        self._length = length
+        self._pending: tuple[list[int], list[int]] | None = None  # what was drafted for, and what
+
+    def reset(self) -> None:
+        self.loop.reset()
         self._pending = None
 
     def candidates(self, ordinary: Any, kwargs: dict[str, Any]) -> Any:
@@ -157,21 +178,28 @@ class SelfSpeculation:
         ordinary: `generate` of the model's class, for what the loop does not do.
         """
         ids: torch.Tensor = kwargs["input_ids"]
+        config = kwargs["generation_config"]
         before = ids[0].tolist()
-        self._judge(before)
+        if not before:
+            raise ArgumentError("input_ids: expected tokens to draft behind, got none; a draft takes no inputs_embeds")
+        if not self.judge(before) and config.do_sample:
+            self._length.restart()  # how many are drafted decides what the generator of random numbers is used for
         count = min(self._length.next(), kwargs["max_new_tokens"])
-        if self._loop.takes(kwargs):
-            config = kwargs["generation_config"]
-            tokens, scores = self._loop.run(
-                ids,
-                before,
-                count,
-                kwargs["max_new_tokens"],
-                kwargs["logits_processor"],
-                config.do_sample,
-                "logits_to_keep" in kwargs,
-                _ends(config.eos_token_id),
-            )
+        if self.loop.takes(kwargs):
+            try:
+                tokens, scores = self.loop.run(
+                    ids,
+                    before,
+                    count,
+                    kwargs["max_new_tokens"],
+                    kwargs["logits_processor"],
+                    config.do_sample,
+                    "logits_to_keep" in kwargs,
+                    _ends(config.eos_token_id),
+                )
+            except BaseException:
+                self.loop.reset()  # layers of the cache may hold different tokens
+                raise
             output = SimpleNamespace(sequences=tokens, scores=scores, past_key_values=None)
         else:
             kwargs |= {"max_new_tokens": count, "min_new_tokens": min(kwargs["min_new_tokens"], count)}
@@ -179,44 +207,45 @@ class SelfSpeculation:
         self._pending = before, output.sequences[0, len(before) :].tolist()
         return output
 
-    def _judge(self, tokens: list[int]) -> None:
-        """Compares the last draft with what became of it."""
+    def judge(self, tokens: list[int]) -> bool:
+        """Compares the last draft with what became of it. Returns whether tokens go on from there."""
         if self._pending is None:
-            return
+            return False
         before, drafted = self._pending
         self._pending = None
         if tokens[: len(before)] != before or len(tokens) == len(before):
-            return  # another prompt: how that one ended is not known
+            return False  # another prompt: how that one ended is not known
         accepted = common_prefix(drafted, tokens[len(before) :])
         self._length.learn(accepted, len(drafted))
-        old = self._counts
-        self._counts = Drafts(old.rounds + 1, old.drafted + len(drafted), old.accepted + accepted)
+        old = self.counts
+        self.counts = Drafts(old.rounds + 1, old.drafted + len(drafted), old.accepted + accepted)
+        return True
 
 
 class _Draft:
     """What the class of a model gets in front of it."""
 
-    _speculation: SelfSpeculation
+    _drafter: _Drafter
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with torch.no_grad(), drafting(self._speculation._engine):
+        with torch.no_grad(), drafting(self._drafter.engine):
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         ordinary = super().generate  # type: ignore[misc]
         if getattr(kwargs.get("generation_config"), "is_assistant", False) and "input_ids" in kwargs and not args:
-            return self._speculation.candidates(ordinary, kwargs)
+            return self._drafter.candidates(ordinary, kwargs)
         return ordinary(*args, **kwargs)
 
 
-def _drafting_copy(model: nn.Module, speculation: SelfSpeculation) -> nn.Module:
+def _drafting_copy(model: nn.Module, drafter: _Drafter) -> nn.Module:
     """Returns an object that shares everything with model but its class and its settings for generation."""
     draft = copy.copy(model)
     cls = type(model)
     draft.__class__ = type(
         cls.__name__, (_Draft, cls), {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
     )
-    draft.__dict__["_speculation"] = speculation
+    draft.__dict__["_drafter"] = drafter
     config = getattr(model, "generation_config", None)
     if config is not None:
         config = copy.deepcopy(config)
@@ -226,6 +255,13 @@ def _drafting_copy(model: nn.Module, speculation: SelfSpeculation) -> nn.Module:
         config.assistant_confidence_threshold = 0.0
         draft.__dict__["generation_config"] = config
     return draft
+
+
+def _count(what: str, value: Any) -> int:
+    number = _options.whole(value)
+    if number is None or not 1 <= number <= 1024:
+        raise ArgumentError(f"{what}: expected 1 to 1024, got {value!r}")
+    return number
 
 
 def _ends(eos: Any) -> set[int]:

@@ -8,6 +8,7 @@ is left alone: a draft copies nothing, decodes nothing, and does not count as a 
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,6 +24,9 @@ from tpde.quant import QuantizedTensor
 if TYPE_CHECKING:
     from tpde._stream_engine import Engine
     from tpde._stream_ops import Entry
+
+
+_SMALL = 1 << 14  # elements; from so many on, compressing a model gives a weight a base
 
 
 class _Local(threading.local):
@@ -79,7 +83,10 @@ def linear(
 
 
 def weight_of(engine: Engine, number: int) -> torch.Tensor | QuantizedTensor:
-    """Returns what a layer drafts with: its weight if that is in VRAM, else its base. Raises UnsupportedError."""
+    """Returns what a layer drafts with: its weight if that is in VRAM or too small for a base, else its base.
+
+    Raises UnsupportedError.
+    """
     if engine.plan is None:
         raise UnsupportedError("the streamed model has no plan: the last one failed; call Runtime.set_vram")
     whole = engine.memory.whole[number]
@@ -87,11 +94,23 @@ def weight_of(engine: Engine, number: int) -> torch.Tensor | QuantizedTensor:
         return whole
     layer = engine.memory.layers[number]
     if layer.base is None:
+        if math.prod(layer.shape) < _SMALL and any(other.base is not None for other in engine.memory.layers):
+            return _small(engine, number)
         raise UnsupportedError(
             f"{layer.name}: has no base to draft with, and its weight is not in VRAM; expected a model made with "
             "base='int4' or another base"
         )
     return layer.base
+
+
+def _small(engine: Engine, number: int) -> torch.Tensor:
+    """Returns a small weight, which stays in VRAM from its first use on, until there is another plan."""
+    found = engine.small.get(number)
+    if found is None:
+        with torch.inference_mode(False):
+            found = engine.memory.rebuild_on_host(number).to(engine.memory.device)
+        engine.small[number] = found
+    return found
 
 
 def require_draft(engine: Engine) -> None:

@@ -66,6 +66,8 @@ class Engine:
         self.plan: Plan | None = None
         self.order: Order | None = None
         self.schedule: Schedule | None = None
+        self.small: dict[int, torch.Tensor] = {}
+        """Weights without a base that drafts use: see `_stream_draft`."""
         self._arena = arena
         self._tables: list[tuple[torch.Tensor, int | None]] = []  # rows of embeddings in the arena, padding index
         self._device_tables: list[torch.Tensor | None] = []  # the same memory as the device sees it
@@ -162,7 +164,8 @@ class Engine:
             fixed = fixed_bytes + self.memory.fixed_bytes()
             plan = make_plan(self._sizes(calls), budget, fixed, rates)
             self.plan = self.schedule = None
-            self.memory.apply(plan)
+            self.memory.apply(plan)  # waits for whoever uses what is dropped
+            self.small.clear()
             for _ in range(_ROUNDS):
                 if not self.memory.survey():
                     break
@@ -269,6 +272,7 @@ class Engine:
         """Gives all memory back; layers that are run after that raise UnsupportedError."""
         with self.lock:
             self.plan = self.schedule = None
+            self.small.clear()
             self._tables, self._device_tables = [], []
             self.memory.close()
 

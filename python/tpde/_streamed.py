@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from tpde import _stream_ops
+from tpde._status import UnsupportedError
 from tpde._stream_ops import Entry
 
 _CONV1D = {("transformers.pytorch_utils", "Conv1D"), ("transformers.modeling_utils", "Conv1D")}
@@ -47,6 +48,13 @@ class RebuiltWeight(Tensor):
 
     def __deepcopy__(self, memo: Any) -> Tensor:
         return self.rebuilt()
+
+    def storage(self) -> NoReturn:
+        """Is asked for by what writes tensors from their memory, `save_pretrained` and safetensors."""
+        raise UnsupportedError(
+            "a streamed weight has no memory of its own that could be saved; call Runtime.unload() first, or "
+            "torch.save(model.state_dict(), file), which rebuilds one weight at a time"
+        )
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]

@@ -319,6 +319,8 @@ def offload(
 
 def of(module: nn.Module) -> Runtime:
     """Returns the runtime of a streamed model, or of one that contains it. Raises ArgumentError."""
+    if not isinstance(module, nn.Module):
+        raise ArgumentError(f"module: expected an nn.Module, got {type(module).__name__}")
     for one in module.modules():
         found = one.__dict__.get(_ATTRIBUTE)
         if found is not None:
