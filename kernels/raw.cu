@@ -245,7 +245,9 @@ __device__ bool decode_sparse(const Tile& t, u32 first, const u32* number, const
   }
 #ifdef QUANT
 #pragma unroll 1
-  for (u32 i = t.fast + threadIdx.x; i < t.groups; i += kThreads) reinterpret_cast<uint4*>(tile)[i] = base_group(t.c, i);
+  for (u32 i = t.fast + threadIdx.x; i < t.groups; i += kThreads) {
+    reinterpret_cast<uint4*>(tile)[i] = base_group(t.c, i);
+  }
 #endif
   const bool good = check();
 #pragma unroll 1
