@@ -20,7 +20,7 @@ const u32 kMaxItems = 56;
 
 struct Batch {
   u32 items;
-  u32 units;  // of all items; for kernels whose thread blocks share them
+  u32 units;  // of all items: thread blocks, or what these share
   Item item[kMaxItems];
 };
 static_assert(sizeof(Item) == 56 && sizeof(Batch) <= 4096, "kernel arguments are at most 4 KiB");

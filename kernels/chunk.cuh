@@ -1,5 +1,5 @@
-// chunk.cuh - a chunk of a tensor and its base, for the kernels that give a
-// thread block to a chunk. Needs WORD; with QUANT the base is quantised.
+// chunk.cuh - a chunk of a tensor and its base, for the kernels whose thread
+// blocks work on one chunk each. Needs WORD; with QUANT the base is quantised.
 #pragma once
 
 #include "batch.cuh"
@@ -27,9 +27,9 @@ __device__ Chunk open_chunk(const Item& item, const Record& r) {
   c.dst = static_cast<WORD*>(item.dst) + r.output_word;
 #ifdef QUANT
   __shared__ quant::QuantBase quantised;
-  for (u32 i = threadIdx.x; i < sizeof(quantised) / 4; i += Threads) {
-    reinterpret_cast<u32*>(&quantised)[i] = reinterpret_cast<const u32*>(item.base)[i];
-  }
+  const u32 i = threadIdx.x;
+  static_assert(Threads >= sizeof(quantised) / 4, "each thread copies a word at most");
+  if (i < sizeof(quantised) / 4) reinterpret_cast<u32*>(&quantised)[i] = reinterpret_cast<const u32*>(item.base)[i];
   __syncthreads();
   c.base = nullptr;
   c.quantised = &quantised;

@@ -67,10 +67,11 @@ func groupOne(l *limits, jobs []Job, k kernelID, kernel func(*Job) kernelID, b *
 		if j.empty() || kernel(j) != k {
 			continue
 		}
-		if j.P.chunks() > maxBlocks-tableUnits {
-			return status.Errorf(status.ErrLimit, "item %d has %d chunks, expected at most %d", i, j.P.chunks(), maxBlocks-tableUnits)
+		units := c.units(j.P)
+		if units > maxBlocks {
+			return status.Errorf(status.ErrLimit, "item %d takes %d thread blocks for %d chunks, expected at most %d", i, units, j.P.chunks(), maxBlocks)
 		}
-		need := c.units(j.P.chunks())
+		need := uint32(units)
 		if b.items == maxItems || b.units > maxBlocks-need {
 			if err := launch(k, b, c.grid(b.units), c); err != nil {
 				return err

@@ -63,8 +63,11 @@ func TestParseShape(t *testing.T) {
 	if got, err := parseShape("// launch: threads=96 chunks_per_block=3 staged\nvoid one(", "one", "chunks"); err != nil || got != (shape{threads: 96, share: 3, staged: true}) {
 		t.Errorf("staged: got %v, %v", got, err)
 	}
+	if got, err := parseShape("// launch: threads=256 chunk_bytes_per_block=64, 128 with QUANT\nvoid one(", "one", "chunk_bytes"); err != nil || got != (shape{threads: 256, share: 64, quantShare: 128, inChunk: true}) {
+		t.Errorf("in chunk: got %v, %v", got, err)
+	}
 	for _, bad := range []string{
-		"// launch: threads=128 chunks_per_block=3 staged\nvoid one(",
+		"// launch: threads=128 chunks_per_block=4, 0 with QUANT\nvoid one(", "// launch: threads=128 chunks_per_block=3 staged\nvoid one(",
 		"", "void one(", "// launch: threads=0 chunks_per_block=4\nvoid one(", "// launch: threads=2048 chunks_per_block=4\nvoid one(",
 		"// launch: threads=128 chunks_per_block=0\nvoid one(", "// launch: threads=128\nvoid one(",
 		"// launch: threads=128 elements_per_block=4\nvoid one(", "void one(\n// launch: threads=128 chunks_per_block=4\n",

@@ -15,6 +15,7 @@ type limits struct {
 type cut struct {
 	threads     uint32 // of a thread block
 	share       uint32 // chunks of a thread block; 0 if thread blocks share units evenly
+	inChunk     bool   // share is bytes of one chunk's target
 	sharedBytes uint32 // dynamic shared memory of a thread block
 	least, most uint32 // thread blocks that one multiprocessor each runs, and all that run at once
 }
@@ -37,7 +38,7 @@ const (
 func (l *limits) cutOf(k kernelID, chunks uint64, tables, stage int) (cut, error) {
 	s := k.launch()
 	if !s.staged {
-		return cut{threads: s.threads, share: s.share}, nil
+		return cut{threads: s.threads, share: s.share, inChunk: s.inChunk}, nil
 	}
 	room := l.shared.Block - spareBytes - tables
 	if room < 0 {
@@ -88,13 +89,17 @@ func (l *limits) cutJobs(jobs []Job, k kernelID, kernel func(*Job) kernelID) (cu
 	return l.cutOf(k, chunks, tables, stage)
 }
 
-// units returns what n chunks of a tensor count for: thread blocks, or the units
+// units returns what the chunks of a tensor count for: thread blocks, or the units
 // that these share.
-func (c *cut) units(n uint32) uint32 {
-	if c.share == 0 {
+func (c *cut) units(p *Prepared) uint64 {
+	n, share := uint64(p.chunks()), uint64(c.share)
+	switch {
+	case share == 0:
 		return n + tableUnits
+	case c.inChunk:
+		return n * ((p.chunkBytes() + share - 1) / share)
 	}
-	return n/c.share + min(n%c.share, 1)
+	return (n + share - 1) / share
 }
 
 // grid returns the number of thread blocks for the units of a batch: as many as

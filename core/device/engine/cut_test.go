@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/tpde-project/tpde/core/codec"
+	"github.com/tpde-project/tpde/core/container"
 	"github.com/tpde-project/tpde/core/device/cuda"
 	"github.com/tpde-project/tpde/core/dtype"
 	"github.com/tpde-project/tpde/core/residual"
@@ -22,13 +23,13 @@ func TestCut(t *testing.T) {
 		tables, stage int
 		want          cut
 	}{
-		{"512 MiB of bf16, chunks of 12288 words", 21845, 26 << 10, 8400, cut{768, 0, 26<<10 + 24*8400, 132, 132}},
-		{"512 MiB of bf16, chunks of 4096 words", 65536, 26 << 10, 2900, cut{768, 0, 26<<10 + 24*2900, 132, 132}},
-		{"one of 4096x4096", 1365, 26 << 10, 8400, cut{320, 0, 26<<10 + 10*8400, 132, 264}},
-		{"a norm", 1, 26 << 10, 8400, cut{128, 0, 26<<10 + 4*8400, 132, 3 * 132}},
-		{"the largest tables", 5000, 72 << 10, 8400, cut{576, 0, 72<<10 + 18*8400, 132, 132}},
-		{"chunks too large to be staged", 5000, 26 << 10, 0, cut{768, 0, 26 << 10, 132, 132}},
-		{"chunks that are too large beside the tables", 5000, 200 << 10, 20 << 10, cut{768, 0, 200 << 10, 132, 132}},
+		{"512 MiB of bf16, chunks of 12288 words", 21845, 26 << 10, 8400, cut{768, 0, false, 26<<10 + 24*8400, 132, 132}},
+		{"512 MiB of bf16, chunks of 4096 words", 65536, 26 << 10, 2900, cut{768, 0, false, 26<<10 + 24*2900, 132, 132}},
+		{"one of 4096x4096", 1365, 26 << 10, 8400, cut{320, 0, false, 26<<10 + 10*8400, 132, 264}},
+		{"a norm", 1, 26 << 10, 8400, cut{128, 0, false, 26<<10 + 4*8400, 132, 3 * 132}},
+		{"the largest tables", 5000, 72 << 10, 8400, cut{576, 0, false, 72<<10 + 18*8400, 132, 132}},
+		{"chunks too large to be staged", 5000, 26 << 10, 0, cut{768, 0, false, 26 << 10, 132, 132}},
+		{"chunks that are too large beside the tables", 5000, 200 << 10, 20 << 10, cut{768, 0, false, 200 << 10, 132, 132}},
 	} {
 		got, err := hopper.cutOf(k, c.chunks, c.tables, c.stage)
 		if err != nil || got != c.want {
@@ -41,6 +42,27 @@ func TestCut(t *testing.T) {
 	}
 	if got, err := hopper.cutOf(newKernelID(eliasDecode, 1), 100, 0, 0); err != nil || got.sharedBytes != 0 || got.share != 4 {
 		t.Errorf("elias: %+v, %v", got, err)
+	}
+}
+
+// Raw chunks are cut to tiles, as many in each chunk; those of quantised bases are
+// larger.
+func TestCutInChunks(t *testing.T) {
+	plain, quantised := newKernelID(rawDecode, 1), newKernelID(rawDecode, 9)
+	for _, c := range []struct {
+		k                 kernelID
+		words, chunkWords uint64
+		want              uint64
+	}{
+		{plain, 1 << 24, 1 << 16, 256 * 8}, {plain, 1<<24 + 1, 1 << 16, 257 * 8}, {quantised, 1 << 24, 1 << 16, 256 * 4},
+		{plain, 8192, 8192, 1}, {plain, 8193, 8193, 2}, {plain, 1, 1 << 20, 1}, {quantised, 40_000, 20_000, 2 * 2},
+	} {
+		p := &Prepared{index: &container.Index{Type: dtype.BF16, Words: c.words, ChunkWords: c.chunkWords}}
+		p.index.Records = make([]container.Record, container.ChunkCount(c.words, c.chunkWords))
+		x, err := hopper.cutOf(c.k, uint64(p.chunks()), 0, 0)
+		if got := x.units(p); err != nil || got != c.want || x.grid(uint32(got)) != uint32(got) {
+			t.Errorf("%s: %d words in chunks of %d: %d thread blocks, expected %d", c.k.module(), c.words, c.chunkWords, got, c.want)
+		}
 	}
 }
 

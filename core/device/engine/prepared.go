@@ -88,3 +88,9 @@ func (p *Prepared) Index() *container.Index { return p.index }
 
 // chunks returns the number of chunks, which is that of the status words.
 func (p *Prepared) chunks() uint32 { return uint32(len(p.index.Records)) }
+
+// chunkBytes returns the size of the target of every chunk but the last, which is
+// not larger.
+func (p *Prepared) chunkBytes() uint64 {
+	return min(p.index.ChunkWords, p.index.Words) * uint64(p.index.Type.WordBytes())
+}

@@ -44,7 +44,7 @@ var entries = [...]struct {
 	unit       string
 }{
 	eliasDecode:       {"elias.cu", "elias_decode", decodeVariants, "chunks"},
-	rawDecode:         {"raw.cu", "raw_decode", decodeVariants, "chunks"},
+	rawDecode:         {"raw.cu", "raw_decode", decodeVariants, "chunk_bytes"},
 	prefixDecode:      {"prefix.cu", "prefix_decode", decodeVariants, "chunks"},
 	riceDecode:        {"rice.cu", "rice_decode", decodeVariants, "chunks"},
 	zstdGather:        {"zstd.cu", "zstd_gather", decodeVariants, "chunks"},
@@ -104,10 +104,16 @@ func newKernelID(entry, variant int) kernelID { return kernelID(entry*maxVariant
 func (k kernelID) entry() int     { return int(k) / maxVariants }
 func (k kernelID) variant() int   { return int(k) % maxVariants }
 func (k kernelID) macros() string { return entries[k.entry()].variants[k.variant()] }
-func (k kernelID) launch() shape  { return shapes[k.entry()] }
 func (k kernelID) file() string   { return entries[k.entry()].file }
 func (k kernelID) name() string   { return entries[k.entry()].name }
 func (k kernelID) module() string { return k.file() + " " + k.macros() }
+func (k kernelID) launch() shape {
+	s := shapes[k.entry()]
+	if s.quantShare != 0 && strings.Contains(k.macros(), "-DQUANT") {
+		s.share = s.quantShare
+	}
+	return s
+}
 func (k kernelID) options() []string {
 	return append([]string{"--std=c++17"}, strings.Fields(k.macros())...)
 }
@@ -162,12 +168,15 @@ var smallArithmetic = map[dtype.Type]int{dtype.F8E4M3: 0, dtype.F8E5M2: 1, dtype
 
 // shape is how the work of a kernel is cut: the threads of a thread block, and
 // its share of the work in chunks, elements or deltas, divided by the word
-// size if perWord. A staged kernel gives a warp to a chunk, which it brings to
-// shared memory, and takes what cut.go finds; threads are the most then.
+// size if perWord, or, if inChunk, in bytes of one chunk's target: all chunks of a
+// tensor then have as many thread blocks. quantShare is the share for quantised
+// bases, if it is another. A staged kernel gives a warp to a chunk, which it brings
+// to shared memory, and takes what cut.go finds; threads are the most then.
 type shape struct {
-	threads, share uint32
-	perWord        bool
-	staged         bool
+	threads, share  uint32
+	quantShare      uint32
+	perWord, staged bool
+	inChunk         bool
 }
 
 // blocks returns the number of thread blocks for n chunks, elements or deltas.
@@ -208,7 +217,7 @@ func mustRead() (map[string]string, [len(entries)]shape) {
 
 // launchLine is the comment above a kernel, or at the top of its file, that
 // states its shape.
-var launchLine = regexp.MustCompile(`(?m)^// launch: threads=(\d+) (\w+)_per_block=(\d+)(/sizeof\(Bits\)| staged)?$`)
+var launchLine = regexp.MustCompile(`(?m)^// launch: threads=(\d+) (\w+)_per_block=(\d+)(/sizeof\(Bits\)| staged|, (\d+) with QUANT)?$`)
 
 // parseShape reads the last launch line above the kernel called name.
 func parseShape(source, name, unit string) (shape, error) {
@@ -226,11 +235,20 @@ func parseShape(source, name, unit string) (shape, error) {
 	if err1 != nil || err2 != nil || threads == 0 || threads > 1024 || share < 8 && m[4] == "/sizeof(Bits)" || share == 0 || m[2] != unit {
 		return shape{}, fmt.Errorf("kernel %s has the launch line %q, expected 1 to 1024 threads and a number of %s", name, m[0], unit)
 	}
+	var quantShare uint64
+	if m[5] != "" {
+		if quantShare, err1 = strconv.ParseUint(m[5], 10, 32); err1 != nil || quantShare == 0 {
+			return shape{}, fmt.Errorf("kernel %s has the launch line %q, expected a number of %s with QUANT", name, m[0], unit)
+		}
+	}
 	staged := m[4] == " staged"
 	if staged && threads != 32*share {
 		return shape{}, fmt.Errorf("kernel %s is staged with %d threads for %d chunks, expected a warp for each", name, threads, share)
 	}
-	return shape{uint32(threads), uint32(share), m[4] == "/sizeof(Bits)", staged}, nil
+	return shape{
+		threads: uint32(threads), share: uint32(share), quantShare: uint32(quantShare),
+		perWord: m[4] == "/sizeof(Bits)", staged: staged, inChunk: unit == "chunk_bytes",
+	}, nil
 }
 
 // headers returns what kernels include.

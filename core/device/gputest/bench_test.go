@@ -35,6 +35,31 @@ func BenchmarkReconstruct(b *testing.B) {
 	}
 }
 
+// BenchmarkRaw does so for sparse chunks, out of place and in place.
+func BenchmarkRaw(b *testing.B) { benchmarkSteps(b, codec.Raw) }
+
+// BenchmarkRawDense does so for a fine-tune, whose every word has a residual: 512
+// MiB, and a single matrix.
+func BenchmarkRawDense(b *testing.B) {
+	for _, words := range []int{256 << 20, 4096 * 4096} {
+		b.Run(fmt.Sprintf("MiB=%d", words>>19), func(b *testing.B) {
+			onGPU(b, func() {
+				p := place(b, pack(b, options{id: codec.Raw, dt: dtype.BF16, words: words, base: true, density: 1}))
+				jobs := []engine.Job{p.job()}
+				must(b, eng.Reconstruct(jobs, 0, 0, 0))
+				must(b, driver.Wait(0))
+				p.check(b, p.dst)
+				b.SetBytes(int64(len(p.target)))
+				b.ResetTimer()
+				for range b.N {
+					must(b, eng.Reconstruct(jobs, 0, 0, 0))
+				}
+				must(b, driver.Wait(0))
+			})
+		})
+	}
+}
+
 // BenchmarkVerify reports bytes of blobs per second, in chunks as the codecs
 // make them, from hundreds of bytes to tens of thousands.
 func BenchmarkVerify(b *testing.B) {

@@ -134,24 +134,28 @@ func TestRiceMalformed(t *testing.T) {
 }
 
 // BenchmarkRice is what the codec is for: a checkpoint one and eight RL steps
-// later, half a gigabyte of it and a single matrix. In place, a tensor goes there
+// later.
+func BenchmarkRice(b *testing.B) { benchmarkSteps(b, codec.Rice) }
+
+// benchmarkSteps rebuilds half a gigabyte, and a single matrix, of a checkpoint some
+// RL steps later, in the chunks that the codec makes. In place, a tensor goes there
 // and back again, so that every launch finds the base that it needs.
-func BenchmarkRice(b *testing.B) {
+func benchmarkSteps(b *testing.B, id codec.ID) {
 	for _, steps := range []int{1, 8} {
 		for _, words := range []int{256 << 20, 4096 * 4096} {
 			for _, inPlace := range []bool{false, true} {
 				name := fmt.Sprintf("steps=%d/MiB=%d/in_place=%v", steps, words>>19, inPlace)
 				b.Run(name, func(b *testing.B) {
-					onGPU(b, func() { benchmarkRice(b, words, steps, inPlace) })
+					onGPU(b, func() { benchmarkOne(b, id, words, steps, inPlace) })
 				})
 			}
 		}
 	}
 }
 
-func benchmarkRice(b *testing.B, words, steps int, inPlace bool) {
+func benchmarkOne(b *testing.B, id codec.ID, words, steps int, inPlace bool) {
 	base, target := riceSteps(words, steps)
-	there := place(b, packWords(b, "there", codec.Rice, dtype.BF16, base, target, 0))
+	there := place(b, packWords(b, "there", id, dtype.BF16, base, target, 0))
 	jobs := []engine.Job{there.job(), there.job()}
 	check := func() {
 		if !inPlace {
@@ -166,7 +170,7 @@ func benchmarkRice(b *testing.B, words, steps int, inPlace bool) {
 		}
 	}
 	if inPlace {
-		back := packWords(b, "back", codec.Rice, dtype.BF16, target, base, 0)
+		back := packWords(b, "back", id, dtype.BF16, target, base, 0)
 		jobs[0].Dst = jobs[0].Base
 		jobs[1] = engine.Job{
 			P: back.prepared, Base: there.base.p, Dst: there.base.p, Blob: upload(b, back.blob).p, Image: upload(b, back.prepared.Image()).p,
