@@ -181,7 +181,7 @@ func (s *scanner) number() (uint64, error) {
 		return 0, s.unexpected("an unsigned integer")
 	}
 	if c := s.peek(); c == '.' || c == 'e' || c == 'E' || (digits[0] == '0' && len(digits) > 1) {
-		return 0, s.errorf("%q is not an unsigned integer", string(s.text[start:s.pos+1]))
+		return 0, s.errorf("%q is not an unsigned integer", string(s.text[start:min(s.pos+1, len(s.text))]))
 	}
 	v, err := strconv.ParseUint(digits, 10, 64)
 	if err != nil {
