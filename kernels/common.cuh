@@ -65,4 +65,16 @@ TPDE_FN u32 byte_swap(u32 x) {
 #endif
 }
 
+// Bytes of a (0 to 3) and b (4 to 7), chosen by the digits of `selector`.
+TPDE_FN u32 permute(u32 a, u32 b, u32 selector) {
+#ifdef __CUDA_ARCH__
+  return __byte_perm(a, b, selector);
+#else
+  const u64 both = (u64)b << 32 | a;
+  u32 out = 0;
+  for (u32 i = 0; i < 4; i++) out |= (u32)(both >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+  return out;
+#endif
+}
+
 TPDE_FN u32 min_u32(u32 a, u32 b) { return a < b ? a : b; }

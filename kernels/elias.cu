@@ -7,6 +7,7 @@
 // QuantBase, and its values in that dtype are the base words.
 #include "batch.cuh"
 #include "elias.cuh"
+#include "threads.cuh"
 
 namespace {
 
@@ -15,17 +16,6 @@ const u32 kWarps = 4;  // chunks that a thread block works on
 // (48 and 40 spill the counters, 72 leave too few warps), more where a group
 // has 16 words.
 const u32 kBlocks = sizeof(WORD) == 1 ? 6 : 8;
-
-// Exclusive prefix sum over the warp.
-__device__ u32 scan(u32 v, u32 lane) {
-  u32 sum = v;
-#pragma unroll
-  for (u32 d = 1; d < 32; d *= 2) {
-    u32 up = __shfl_up_sync(0xffffffffu, sum, d);
-    if (lane >= d) sum += up;
-  }
-  return sum - v;
-}
 
 }  // namespace
 
@@ -82,7 +72,7 @@ extern "C" __global__ void __launch_bounds__(kWarps * 32, kBlocks) elias_decode(
     if (width > 24 || exceptions > b.words || left < used + width) { good = false; break; }
     u32 length = least + bits_at(data + used, width, lane * width, width);
     used += width;
-    u32 start = scan(length, lane);
+    u32 start = scan_warp(length) - length;
     u32 end = start + length;
     u32 string_words = (__shfl_sync(0xffffffffu, end, 31) + 31) / 32;
     u32 exception_words = exceptions + (exceptions * (u32)sizeof(WORD) + 3) / 4;

@@ -43,18 +43,6 @@ struct Unit {
   static const u32 kScales = kCodes / kShared;
 };
 
-// Bytes of a, and behind them of b, picked by the nibbles of `pick`.
-TPDE_FN u32 pick_bytes(u32 a, u32 b, u32 pick) {
-#ifdef __CUDA_ARCH__
-  return __byte_perm(a, b, pick);
-#else
-  const u64 all = (u64)b << 32 | a;
-  u32 r = 0;
-  for (u32 i = 0; i < 4; i++) r |= (u32)(all >> 8 * (pick >> 4 * i & 7) & 0xff) << 8 * i;
-  return r;
-#endif
-}
-
 template <u32 kType>
 TPDE_FN float widen(u32 half) {
   return kType == quant::kBF16 ? float_of(half << 16) : quant::widen_f16((u16)half);
@@ -86,10 +74,10 @@ TPDE_FN u32 twice(u32 half) { return half << 16 | half; }
 
 // Eight words of x in the order of pairs.
 TPDE_FN void pair_up(const Group& x, u32* pairs) {
-  pairs[0] = pick_bytes(x.w[0], x.w[2], 0x5410);
-  pairs[1] = pick_bytes(x.w[0], x.w[2], 0x7632);
-  pairs[2] = pick_bytes(x.w[1], x.w[3], 0x5410);
-  pairs[3] = pick_bytes(x.w[1], x.w[3], 0x7632);
+  pairs[0] = permute(x.w[0], x.w[2], 0x5410);
+  pairs[1] = permute(x.w[0], x.w[2], 0x7632);
+  pairs[2] = permute(x.w[1], x.w[3], 0x5410);
+  pairs[3] = permute(x.w[1], x.w[3], 0x7632);
 }
 
 // What an octet is multiplied with, as it is loaded.
@@ -102,7 +90,7 @@ struct RawScale {
 // i + 4 sixteen bits above. Not for 8 bits, where two words are an octet.
 template <u32 kKind, u32 kBits>
 TPDE_FN u32 spread(const u32* codes, u32 octet) {
-  if (kBits == 2) return pick_bytes(codes[octet / 2], 0, octet % 2 ? 0x4342 : 0x4140);
+  if (kBits == 2) return permute(codes[octet / 2], 0, octet % 2 ? 0x4342 : 0x4140);
   if (kBits == 3) {
     const u32 at = octet * 24 / 32, shift = octet * 24 % 32;
     const u32 c = shift ? quant::funnel_right(codes[at], shift > 8 ? codes[at + 1] : 0, shift) : codes[at];
@@ -125,13 +113,13 @@ TPDE_FN void octet_exact(const u32* codes, u32 octet, const RawScale& s, u32 mas
     for (u32 i = 0; i < 4; i++) {
       u32 v;
       if (kType == quant::kF16) {  // 1024 + code, less 1024 + zero point
-        v = pick_bytes(pick_bytes(lo, hi, i | (4 + i) << 4), 0x64, 0x4140);
+        v = permute(permute(lo, hi, i | (4 + i) << 4), 0x64, 0x4140);
         v = fma_pair<kType>(v, 0x3c003c00, twice(0xe400 | zero));
       } else {  // 2^23 + code, less 2^23 + zero point: a float of 8 bits, whose upper half it is
         const float bias = float_of(0x4b000000 | zero);
-        const float a = float_of(pick_bytes(lo, 0x4b000000, 0x7440 | i)) - bias;
-        const float b = float_of(pick_bytes(hi, 0x4b000000, 0x7440 | i)) - bias;
-        v = pick_bytes(bits_of(a), bits_of(b), 0x7632);
+        const float a = float_of(permute(lo, 0x4b000000, 0x7440 | i)) - bias;
+        const float b = float_of(permute(hi, 0x4b000000, 0x7440 | i)) - bias;
+        v = permute(bits_of(a), bits_of(b), 0x7632);
       }
       pairs[i] = fma_pair<kType>(v, scale, minus_zero);
     }

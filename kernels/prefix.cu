@@ -14,6 +14,7 @@
 // block whose bit strings do not fit is decoded from global memory, more slowly.
 #include "batch.cuh"
 #include "prefix.cuh"
+#include "threads.cuh"
 
 namespace {
 
@@ -24,16 +25,6 @@ __device__ u32 shared_bytes() {
   u32 n;
   asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(n));
   return n;
-}
-
-// Inclusive prefix sum over the warp.
-__device__ u32 scan(u32 v, u32 lane) {
-#pragma unroll
-  for (u32 d = 1; d < 32; d *= 2) {
-    const u32 up = __shfl_up_sync(0xffffffffu, v, d);
-    if (lane >= d) v += up;
-  }
-  return v;
 }
 
 // Decodes the block that c is at, of which `words`, `base` and `dst` are set.
@@ -54,7 +45,7 @@ __device__ bool decode_block(prefix::Block<WORD>& b, prefix::Cursor& c, const pr
   Head h;
   if (!take_head(c, copied >= min_u32(c.left, kMostHead) ? copy : c.data, b, h)) return false;
   const u32 length = lane_bits(h, lane);
-  const u32 end = scan(length, lane);
+  const u32 end = scan_warp(length);
   Parts p;
   if (!take_strings(c, b, __shfl_sync(0xffffffffu, end, 31), p)) return false;
   const bool near = c.used <= copied && is_aligned(b) && d.index == kIndex;

@@ -88,18 +88,26 @@ TPDE_FN void raise(u32* flag) {
 #endif
 }
 
+#ifdef __CUDACC__
+// Inclusive prefix sum over the warp.
+TPDE_FN u32 scan_warp(u32 v) {
+  const u32 lane = threadIdx.x & 31;
+#pragma unroll
+  for (u32 d = 1; d < 32; d *= 2) {
+    const u32 up = __shfl_up_sync(0xffffffffu, v, d);
+    if (lane >= d) v += up;
+  }
+  return v;
+}
+#endif
+
 // Replaces v by the sum of those of the threads before, and returns the sum of
 // all. `sums` is shared memory, a word for each warp. It holds barriers.
 template <u32 Threads>
 TPDE_FN u32 scan_block(Private<u32, Threads>& v, u32* sums) {
 #ifdef __CUDACC__
   const u32 lane = threadIdx.x & 31, warp = threadIdx.x / 32;
-  u32 sum = v.value;
-#pragma unroll
-  for (u32 d = 1; d < 32; d *= 2) {
-    const u32 up = __shfl_up_sync(0xffffffffu, sum, d);
-    if (lane >= d) sum += up;
-  }
+  const u32 sum = scan_warp(v.value);
   barrier();  // `sums` may still be read
   if (lane == 31) sums[warp] = sum;
   barrier();

@@ -19,16 +19,7 @@ func BenchmarkReconstruct(b *testing.B) {
 			b.Run(fmt.Sprintf("%v/%v", id, density), func(b *testing.B) {
 				onGPU(b, func() {
 					p := place(b, pack(b, options{id: id, dt: dtype.BF16, words: 64 << 20, base: true, density: density}))
-					jobs := []engine.Job{p.job()}
-					must(b, eng.Reconstruct(jobs, 0, 0, 0))
-					must(b, driver.Wait(0))
-					p.check(b, p.dst)
-					b.SetBytes(int64(len(p.target)))
-					b.ResetTimer()
-					for range b.N {
-						must(b, eng.Reconstruct(jobs, 0, 0, 0))
-					}
-					must(b, driver.Wait(0))
+					benchmarkPlaced(b, []*placed{p})
 				})
 			})
 		}
@@ -45,16 +36,7 @@ func BenchmarkRawDense(b *testing.B) {
 		b.Run(fmt.Sprintf("MiB=%d", words>>19), func(b *testing.B) {
 			onGPU(b, func() {
 				p := place(b, pack(b, options{id: codec.Raw, dt: dtype.BF16, words: words, base: true, density: 1}))
-				jobs := []engine.Job{p.job()}
-				must(b, eng.Reconstruct(jobs, 0, 0, 0))
-				must(b, driver.Wait(0))
-				p.check(b, p.dst)
-				b.SetBytes(int64(len(p.target)))
-				b.ResetTimer()
-				for range b.N {
-					must(b, eng.Reconstruct(jobs, 0, 0, 0))
-				}
-				must(b, driver.Wait(0))
+				benchmarkPlaced(b, []*placed{p})
 			})
 		})
 	}
