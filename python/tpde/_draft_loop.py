@@ -6,6 +6,7 @@ time than `generate` takes to prepare, and because a graph needs a cache that st
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from tpde._stream_engine import Engine
 _ROUND = 256  # capacities of caches are multiples
 _FEW = 4  # tokens that are not worth a forward of their own
 _SPARE = 8  # tokens of a cache that are used while a graph is made
+_CACHES = ("cache", "past_key_values")  # what transformers calls it from 5.24 on, and before
 
 
 class Loop:
@@ -40,9 +42,11 @@ class Loop:
         """Whether the loop does what is asked of generate: one prompt, unpadded, of a model with plain caches."""
         known = {
             "input_ids", "attention_mask", "position_ids", "max_new_tokens", "min_new_tokens", "generation_config",
-            "logits_processor", "logits_to_keep", "use_cache", "past_key_values", "cache_position",
+            "logits_processor", "logits_to_keep", "use_cache", "cache_position", *_CACHES,
         }  # fmt: skip
-        if kwargs.keys() - known or kwargs.get("past_key_values") is not None or len(kwargs["input_ids"]) != 1:
+        if kwargs.keys() - known or any(kwargs.get(name) is not None for name in _CACHES):
+            return False
+        if len(kwargs["input_ids"]) != 1:
             return False
         mask = kwargs.get("attention_mask")
         if mask is not None and not bool(mask.all()):
@@ -152,9 +156,7 @@ class Loop:
         return self._forward(token, options)
 
     def _forward(self, tokens: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
-        output = self._model(input_ids=tokens, past_key_values=self._cache, use_cache=True, **options)
-        logits: torch.Tensor = output.logits[:, -1]
-        return logits
+        return _logits(self._model, tokens, self._cache, options)
 
 
 class _Captured:
@@ -167,9 +169,7 @@ class _Captured:
         self._token = token.clone()
 
         def step() -> torch.Tensor:
-            output = model(input_ids=self._token, past_key_values=cache, use_cache=True, **options)
-            logits: torch.Tensor = output.logits[:, -1]
-            return logits
+            return _logits(model, self._token, cache, options)
 
         current = torch.cuda.current_stream(token.device)
         side = torch.cuda.Stream(token.device)  # type: ignore[no-untyped-call]
@@ -190,10 +190,23 @@ class _Captured:
         return self._logits
 
 
+def _logits(model: Any, tokens: torch.Tensor, cache: Any, options: dict[str, Any]) -> torch.Tensor:
+    """Returns logits [1, vocabulary] behind tokens [1, n], which go into the cache."""
+    output = model(input_ids=tokens, use_cache=True, **{cache_argument(model): cache}, **options)
+    logits: torch.Tensor = output.logits[:, -1]
+    return logits
+
+
 def _rewind(cache: Any, length: int) -> None:
     """Has a cache of fixed size hold so many tokens. What is behind them is masked, and overwritten later."""
     for layer in cache.layers:
         layer.cumulative_length.fill_(length)
+
+
+def cache_argument(model: Any) -> str:
+    """Returns what a transformers model calls the argument for its key-value cache: it depends on the version."""
+    new, old = _CACHES
+    return new if new in inspect.signature(model.forward).parameters else old
 
 
 def common_prefix(a: list[int], b: list[int]) -> int:

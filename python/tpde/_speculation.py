@@ -16,7 +16,6 @@ from __future__ import annotations
 import copy
 import weakref
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -186,6 +185,8 @@ class _Drafter:
             self._length.restart()  # how many are drafted decides what the generator of random numbers is used for
         count = min(self._length.next(), kwargs["max_new_tokens"])
         if self.loop.takes(kwargs):
+            from transformers.generation.utils import GenerateDecoderOnlyOutput
+
             try:
                 tokens, scores = self.loop.run(
                     ids,
@@ -200,7 +201,7 @@ class _Drafter:
             except BaseException:
                 self.loop.reset()  # layers of the cache may hold different tokens
                 raise
-            output = SimpleNamespace(sequences=tokens, scores=scores, past_key_values=None)
+            output: Any = GenerateDecoderOnlyOutput(sequences=cast(Any, tokens), scores=cast(Any, scores))
         else:
             kwargs |= {"max_new_tokens": count, "min_new_tokens": min(kwargs["min_new_tokens"], count)}
             output = ordinary(**kwargs)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tpde._draft_loop import cache_argument
+
 STD = 0.02
 ROW_SPREAD = 0.1
 """Of the logarithm of a row's standard deviation. Normal weights of such rows take 10.56 bits without a base and 7.05
@@ -288,7 +290,7 @@ class Runner:
         if self._plain:
             out: Tensor = self.model(ids, self._cache)
         else:
-            out = self.model(input_ids=ids, past_key_values=self._cache, use_cache=True).logits
+            out = self.model(input_ids=ids, use_cache=True, **{cache_argument(self.model): self._cache}).logits
         return out
 
 
