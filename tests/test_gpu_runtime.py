@@ -267,6 +267,53 @@ def test_compile_without_graph_breaks(backend):
         assert_same_bits(compiled(ids).cpu(), got)
 
 
+@KINDS
+@pytest.mark.parametrize("base", ["int4", "none"])
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_captured_passes(kind, base, share):
+    model = made(kind, **LARGE).cuda()
+    inputs = [tokens(2, 16, 4096).cuda(), tokens(2, 16, 4096).flip(1).cuda()]
+    with torch.no_grad():
+        expected = [{rows: model(ids[:rows]).cpu() for rows in (1, 2)} for ids in inputs]
+        runtime = offloaded(model, share, base=base)
+        model(inputs[0])
+        graphs = []
+        for rows in (2, 1):
+            ids = torch.zeros_like(inputs[0][:rows])
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                out = model(ids)
+            graphs.append((graph, ids, out))
+        got = []
+        for turn in range(4):  # nothing waits between graphs and passes that are queued one by one
+            for (graph, ids, out), rows in zip(graphs, (2, 1), strict=True):
+                which = (turn + rows) % 2
+                ids.copy_(inputs[which][:rows])
+                graph.replay()
+                got.append((which, rows, out.clone()))
+                if turn % 2:
+                    got.append((1 - which, 2, model(inputs[1 - which])))
+                    got.append((which, 2, model(inputs[which])))
+        for which, rows, logits in got:
+            assert_same_bits(logits.cpu(), expected[which][rows])
+        runtime.synchronize()
+        runtime.set_vram(budget(runtime, 0.6), reserve=0)
+        for ids, logits in zip(inputs, expected, strict=True):
+            assert_same_bits(model(ids).cpu(), logits[2])
+
+
+def test_what_cannot_be_captured():
+    model = made(Llama).cuda()
+    ids = tokens(2).cuda()
+    with torch.no_grad():
+        expected = model(ids).cpu()
+        offloaded(model)
+        model(ids)
+        with pytest.raises(tpde.UnsupportedError, match="whole model"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+            model.layers[0].q_proj(torch.zeros(1, 64, dtype=torch.bfloat16, device="cuda"))
+        assert_same_bits(model(ids).cpu(), expected)
+
+
 def test_gradients():
     model = made(Llama).cuda()
     reference = copy.deepcopy(model)

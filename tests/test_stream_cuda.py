@@ -159,18 +159,83 @@ def test_damage_is_reported(streams):
         tpde.cuda._cuda.synchronize(memory.device)
 
 
-def test_capture_is_refused(streams):
+@pytest.fixture
+def capturing(streams, monkeypatch):
+    """A context in which a CUDA graph is captured, of models whose arena is page-locked, as they are told."""
+    monkeypatch.setattr(Arena, "seal", lambda self, pin, device: setattr(self, "pinned", True))
+
+    @contextlib.contextmanager
+    def capture():
+        streams.gpu.capturing = True
+        try:
+            yield
+        finally:
+            streams.gpu.capturing = False
+
+    return capture
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6, 1.0])
+def test_a_pass_is_captured(streams, capturing, share):
+    model = made(Llama, blocks=2)
+    expected = model(tokens()).detach()
+    runtime = offloaded(model, share)
+    model(tokens())
+    for passes in range(2):
+        Stream.log.clear()
+        with capturing():
+            assert_same_bits(model(tokens()).detach(), expected)
+        copies = [entry for entry in Stream.log if "copies" in entry]
+        if runtime.plan.streamed_bytes:
+            assert copies[0] == ("wait", "copies", "main"), "the stream of copies is part of the graph"
+            assert copies[-1] == ("wait", "main", "copies"), "the graph ends with it"
+        else:
+            assert not copies
+        assert runtime.measured().passes == passes, "figures are of passes that run"
+        assert_same_bits(model(tokens()).detach(), expected)
+    model(tokens())
+    assert runtime.measured().copied_bytes == runtime.plan.streamed_bytes
+    runtime.synchronize()
+
+
+def test_what_cannot_be_captured(streams, capturing):
     model = made(Llama, blocks=2)
     expected = model(tokens()).detach()
     runtime = offloaded(model, 0.0)
-    streams.gpu.capturing = True
-    with pytest.raises(tpde.UnsupportedError, match="CUDA graph"):
+    with capturing(), pytest.raises(tpde.UnsupportedError, match="once before"):
         model(tokens())
-    streams.gpu.capturing = False
-    runtime.set_vram(None, reserve=0)
-    streams.gpu.capturing = True
+    model(tokens())
+    with capturing(), pytest.raises(tpde.UnsupportedError, match="whole model"):
+        model.layers[0].q_proj(torch.zeros(1, 64, dtype=torch.bfloat16))
+    with capturing(), pytest.raises(tpde.UnsupportedError, match="rebuilding"):
+        model.layers[0].q_proj.weight + 1
+    runtime._engine().memory.arena.pinned = False
+    with capturing(), pytest.raises(tpde.UnsupportedError, match="page-locked"):
+        model(tokens())
     assert_same_bits(model(tokens()).detach(), expected)
-    streams.gpu.capturing = False
+    runtime.set_vram(None, reserve=0)
+    with capturing():
+        assert_same_bits(model(tokens()).detach(), expected)
+
+
+def test_a_captured_pass_that_fails_ends(streams, capturing):
+    model = made(Llama, blocks=2)
+    expected = model(tokens()).detach()
+    offloaded(model, 0.0)
+    model(tokens())
+
+    def fail(module, args):
+        raise RuntimeError("in the middle")
+
+    handle = model.layers[1].register_forward_pre_hook(fail)
+    Stream.log.clear()
+    with capturing(), pytest.raises(RuntimeError, match="middle"):
+        model(tokens())
+    assert Stream.log[-1] == ("wait", "main", "copies"), "nothing is left beside the graph"
+    handle.remove()
+    with capturing(), pytest.raises(tpde.UnsupportedError, match="whole model"):
+        model.layers[0].q_proj(torch.zeros(1, 64, dtype=torch.bfloat16))
+    assert_same_bits(model(tokens()).detach(), expected)
 
 
 def test_zstd_is_refused(streams):

@@ -35,6 +35,7 @@ class Device:
         self.copies: list[tuple[int, ...]] = []
         self.launches: list[tuple[int, ...]] = []
         self.fail: str | None = None
+        self.replays = 0
 
     # ---- Backend --------------------------------------------------------------------
 
@@ -79,6 +80,32 @@ class Device:
 
     def wait(self, copies, mark) -> None:
         self.queues["copies" if copies else self.current].append(mark)
+
+    # ---- CUDA graphs ------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def capture(self):
+        """What is queued meanwhile makes a graph, which is yielded: queues, whose marks are of the same graph."""
+        graph: dict[str, list] = defaultdict(list)
+        everything, self.queues = self.queues, graph
+        yield graph
+        self.queues = everything
+        main = graph["main"]
+        for name, work in graph.items():
+            if name != "main":
+                assert not callable(work[0]), "work beside the graph"
+                assert (name, len(work)) in main, "work that the graph does not wait for"
+
+    def replay(self, graph: dict[str, list]) -> None:
+        """Queues a graph on the current queue."""
+        self.replays += 1
+        began = self.record(False)
+        names = {name: f"{name} of replay {self.replays}" for name in graph}
+        for name, work in graph.items():
+            moved = [one if callable(one) else (names[one[0]], one[1] + 1) for one in work]
+            self.queues[names[name]] = [began, *moved]
+        for name in names.values():
+            self.queues[self.current].append((name, len(self.queues[name])))
 
     # ---- what a program does ----------------------------------------------------------
 
@@ -160,6 +187,79 @@ def test_no_use_finds_anything_but_its_weight(data):
             run(device, schedule, uses, queues, data.draw(st.booleans()))
         device.fail = None
     device.finish()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_captured_passes_are_replayed_between_others(data):
+    """Any model, budget and order; graphs of several passes, replayed in any order between passes and single uses."""
+    layers = layers_of(data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4)), data.draw(st.integers(0, 99)))
+    rooms = [data.draw(st.integers(0, 30)) * ALIGN for _ in range(3)]
+    device, schedule = started(layers, rooms[0], data.draw(st.integers(0, 99)), *rooms[1:])
+    some = st.lists(st.integers(0, len(layers) - 1), max_size=12)
+    orders = st.one_of(some, st.just(range(len(layers))), st.just(range(len(layers) - 1, -1, -1)))
+    graphs = []
+    for _ in range(data.draw(st.integers(1, 8))):
+        what = data.draw(st.sampled_from(["capture", "replay", "pass", "pass", "uses"]))
+        device.current = "main"
+        if what == "capture":
+            device.finish()  # as torch.cuda.graph does
+            captured = schedule.captured()
+            with device.capture() as graph:
+                run(device, captured, data.draw(orders))
+                captured.end()
+            graphs.append(graph)
+        elif what == "replay":
+            for graph in graphs:
+                device.replay(graph)
+        else:
+            queues = data.draw(st.sampled_from([("main",), ("main", "side")]))
+            run(device, schedule, data.draw(orders), queues, begin=what == "pass")
+            device.current = "main"
+            if what == "pass":
+                schedule.end()
+            elif "side" in queues:  # as a program does before it computes with what another queue has made
+                device.wait(False, ("side", len(device.queues["side"])))
+    device.finish()
+
+
+@pytest.mark.parametrize("missing", ["_forget", "_join"])
+def test_replays_are_noticed(missing):
+    """The test above would notice if passes relied on what is in ring and buffers, or did not end together."""
+    found = 0
+    for seed in range(100):
+        device, schedule = started(layers_of(), 0, seed)
+        run(device, schedule, range(9))
+        device.finish()
+        captured = schedule.captured()
+        with device.capture() as graph:
+            run(device, captured, range(8, -1, -1))
+            captured.end()
+        setattr(schedule, missing, lambda: None)
+        for _ in range(3):
+            run(device, schedule, range(4))
+            schedule.end()
+            device.replay(graph)
+        try:
+            device.finish()
+        except AssertionError:
+            found += 1
+    assert found > 10
+
+
+def test_a_captured_pass_copies_what_it_needs_and_nothing_else():
+    device, schedule = started(layers_of())
+    run(device, schedule, range(9))
+    captured = schedule.captured()
+    device.copies.clear()
+    with device.capture():
+        run(device, captured, range(9))
+        captured.end()
+    assert [layer for copy in device.copies for layer in copy] == list(range(9))
+    device.copies.clear()
+    run(device, schedule, range(9))
+    schedule.end()
+    assert [layer for copy in device.copies for layer in copy] == list(range(9))
 
 
 @pytest.mark.parametrize("missing", ["copy before decode", "decode before copy", "use before decode"])

@@ -66,6 +66,7 @@ class Engine:
         self.plan: Plan | None = None
         self.order: Order | None = None
         self.schedule: Schedule | None = None
+        self._captured: Schedule | None = None  # of the pass that is captured
         self.small: dict[int, torch.Tensor] = {}
         """Weights without a base that drafts use: see `_stream_draft`."""
         self._arena = arena
@@ -86,14 +87,19 @@ class Engine:
     def run(self, number: int, use: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """Returns what `use` makes of a layer's weight, which is only good until it returns.
 
-        Raises UnsupportedError if there is no plan, or while a CUDA graph is captured.
+        Raises UnsupportedError if there is no plan, or if it is captured in a CUDA graph outside of a whole pass.
         """
         with self.lock:
-            schedule = self.schedule
-            if schedule is None:
-                raise UnsupportedError("the streamed model has no plan: the last one failed; call Runtime.set_vram")
-            if schedule.plan.residency[number] is not Residency.WHOLE:
-                self._refuse_capture()
+            schedule = self._planned()
+            if self.memory.capturing():
+                if schedule.plan.residency[number] is Residency.WHOLE:
+                    return use(self.memory.weight(number, None))
+                if self._captured is None:
+                    raise UnsupportedError(
+                        "a streamed layer cannot be captured in a CUDA graph by itself: capture the forward pass of "
+                        "the whole model"
+                    )
+                schedule = self._captured
             at = schedule.acquire(number)
             try:
                 return use(self.memory.weight(number, at))
@@ -104,15 +110,17 @@ class Engine:
     def rebuild(self, number: int) -> torch.Tensor:
         """Returns a weight in memory of its own, on the device."""
         with self.lock:
-            self._refuse_capture()
+            self._refuse_capture("rebuilding a streamed weight to keep")
             return self.memory.rebuild(number)
 
-    def _refuse_capture(self) -> None:
+    def _planned(self) -> Schedule:
+        if self.schedule is None:
+            raise UnsupportedError("the streamed model has no plan: the last one failed; call Runtime.set_vram")
+        return self.schedule
+
+    def _refuse_capture(self, what: str) -> None:
         if self.memory.capturing():
-            raise UnsupportedError(
-                "a streamed layer cannot be captured in a CUDA graph: what it copies and decodes depends on the calls "
-                "before it; layers that are whole can"
-            )
+            raise UnsupportedError(f"{what} cannot be captured in a CUDA graph")
 
     # ---- embeddings -----------------------------------------------------------------
 
@@ -143,7 +151,7 @@ class Engine:
         table, padding = self.table(number), self._tables[number][1]
         if table.device == indices.device:
             return F.embedding(indices, table, padding)
-        self._refuse_capture()
+        self._refuse_capture("looking up rows in memory that is not page-locked")
         # Pageable memory: the host looks the rows up, for which it waits for the indices.
         return F.embedding(indices.cpu(), table, padding).to(indices.device)
 
@@ -214,9 +222,12 @@ class Engine:
     # ---- passes and figures -----------------------------------------------------------
 
     def begin(self) -> None:
-        """Notes that a forward pass begins."""
+        """Notes that a forward pass begins. Raises UnsupportedError if a CUDA graph is captured that cannot hold it."""
         with self.lock:
-            if self.schedule is None or self.memory.capturing() or is_drafting(self):
+            if self.schedule is None or is_drafting(self):
+                return
+            if self.memory.capturing():
+                self._begin_captured(self.schedule)
                 return
             self.schedule.begin()
             self._traced = self.memory.spans or []
@@ -226,8 +237,31 @@ class Engine:
     def end(self) -> None:
         """Notes that a forward pass ends."""
         with self.lock:
-            if self._stamps[0] is not None and not self.memory.capturing() and not is_drafting(self):
+            if is_drafting(self):
+                return
+            captured, self._captured = self._captured, None
+            if self.memory.capturing():
+                if captured is not None:
+                    captured.end()
+                return
+            if self.schedule is not None:
+                self.schedule.end()
+            if self._stamps[0] is not None:
                 self._stamps[1] = self.memory.stamp(False)
+
+    def _begin_captured(self, schedule: Schedule) -> None:
+        self._captured = None
+        if all(kind is Residency.WHOLE for kind in schedule.plan.residency):
+            return
+        if not schedule.counts.uses:
+            raise UnsupportedError("run the streamed model once before it is captured in a CUDA graph")
+        if not self._arena.pinned and Residency.STREAMED in schedule.plan.residency:
+            raise UnsupportedError(
+                "a model that is streamed from memory that is not page-locked cannot be captured in a CUDA graph"
+            )
+        self.memory.spans = None
+        self._captured = schedule.captured()
+        self._captured.begin()
 
     def trace(self, on: bool) -> None:
         """Has every copy and launch timed, or not."""
@@ -247,9 +281,8 @@ class Engine:
     def measured(self) -> Measured:
         """Waits for the device."""
         with self.lock:
-            plan, schedule = self.plan, self.schedule
-            if plan is None or schedule is None:
-                raise UnsupportedError("the streamed model has no plan: the last one failed; call Runtime.set_vram")
+            schedule = self._planned()
+            plan = self.plan or schedule.plan
             counts: Counts = schedule.pass_counts()
             begin, end = self._stamps
             spans = self.spans()

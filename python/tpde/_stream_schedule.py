@@ -13,6 +13,10 @@ program may use several. What must not overtake what:
 - a decode waits for the last use, on every other queue, of the weights whose place in the ring it takes;
 - a use on another queue than that of the decode waits for the decode.
 
+A pass can be captured in a CUDA graph, which takes no time of the host when it is replayed. What a graph does to ring
+and buffers, and when, is not known here. So a captured pass has a schedule of its own, which starts from nothing and
+leaves nothing behind; from then on the passes that are not captured do so, too. They are called alone.
+
 Nothing here knows torch or CUDA: what is done stands behind `Backend`, so that the order can be tested without a GPU.
 """
 
@@ -113,7 +117,7 @@ class Schedule:
     The caller holds a lock from `acquire` to `release`, and queues the use of the weight between them.
     """
 
-    def __init__(self, backend: Backend, plan: Plan, order: Order) -> None:
+    def __init__(self, backend: Backend, plan: Plan, order: Order, alone: bool = False) -> None:
         self.plan = plan
         self.order = order
         self.counts = Counts()
@@ -129,6 +133,8 @@ class Schedule:
         self._cursor = 0
         self._buffers = [_Buffer(), _Buffer()]
         self._turn = 0
+        self._alone = alone
+        self._in_pass = False  # known of passes that are alone
         self._rebatch()
 
     def begin(self) -> None:
@@ -136,6 +142,24 @@ class Schedule:
         if self.order.begin():
             self._rebatch()
         self._count_pass()
+        if self._alone:
+            self._in_pass = True
+            self._forget()
+            self.prime()
+
+    def end(self) -> None:
+        """Notes that a pass ends: if it is alone, the current queue waits for all that it queued elsewhere."""
+        if self._alone:
+            self._in_pass = False
+            self._join()
+
+    def captured(self) -> Schedule:
+        """Returns the schedule of one pass that is captured, from its begin to its end. From now on, passes are alone.
+
+        The caller sees to it that everything that was queued before is done when the graph is replayed.
+        """
+        self._alone = True
+        return Schedule(self._backend, self.plan, Order(self.order.uses), alone=True)
 
     def prime(self) -> None:
         """Queues the copies that a pass needs first."""
@@ -154,9 +178,12 @@ class Schedule:
         self.counts.uses += 1
         if self._whole[layer]:
             return None
+        lonely = self._alone and not self._in_pass
+        if lonely:
+            self._forget()
         place = self._where.get(layer)
         if place is None:
-            if position < 0:
+            if position < 0 or lonely:
                 self._launch(self._batch_of((layer,)), None)
             else:
                 self._launch(self._batches[position], self._stream_number[position])
@@ -170,6 +197,34 @@ class Schedule:
         place = self._where.get(layer)
         if place is not None:
             place.used[self._backend.queue()] = self._backend.record(False)
+        if self._alone and not self._in_pass:
+            self._join()
+
+    # ---- passes that are alone ------------------------------------------------------
+
+    def _forget(self) -> None:
+        """Takes nothing for granted that is in ring and buffers, and leaves alone what the current queue does there."""
+        self._wait_for_places()
+        mark = self._backend.record(False)
+        self._where.clear()
+        self._places = [_Place(-1, 0, self.plan.ring_bytes, self._backend.queue(), mark)]
+        for buffer in self._buffers:
+            buffer.batch = None
+        if any(self._streamed):
+            self._backend.wait(True, mark)
+
+    def _join(self) -> None:
+        """Has the current queue wait for the others."""
+        if any(self._streamed):
+            self._backend.wait(False, self._backend.record(True))
+        self._wait_for_places()
+
+    def _wait_for_places(self) -> None:
+        queue = self._backend.queue()
+        for place in self._places:
+            for other, mark in ((place.queue, place.decoded), *place.used.items()):
+                if other != queue:
+                    self._backend.wait(False, mark)
 
     # ---- batches ------------------------------------------------------------------
 
@@ -271,8 +326,10 @@ class Schedule:
         self.counts.copied_bytes += sum(self.plan.layers[i].residual_bytes for i in batch.streamed)
 
     def _prefetch(self, number: int) -> None:
-        """Has the two batches in the buffers that follow one in `_streams`."""
-        ahead = [self._streams[(number + k) % len(self._streams)] for k in (1, 2)]
+        """Has the two batches in the buffers that follow one in `_streams`, those of this pass if it is alone."""
+        last = len(self._streams) - 1
+        follow = [number + k for k in (1, 2) if not self._alone or number + k <= last]
+        ahead = [self._streams[n % len(self._streams)] for n in follow]
         wanted = {batch.streamed for batch in ahead}
         for batch in ahead:
             if self._holding(batch) is None:

@@ -12,6 +12,10 @@ Every linear layer becomes a base that stays in VRAM and a residual in one arena
 (`tpde._residency`) keeps in VRAM what the budget allows; the rest is copied on a stream of its own, a few layers ahead,
 and decoded just before it is used (`tpde._stream_schedule`). Weights are frozen; gradients flow to inputs and biases,
 so that adapters on top can be trained. On device="cpu" the same runs without streams, for tests.
+
+A forward pass of the whole model can be captured in a CUDA graph, once one has run, and is then streamed by the GPU
+alone. Capture with `torch.cuda.graph`, which waits for the device first, as is needed; replay on the stream that other
+passes run on; capture again after `Runtime.set_vram`.
 """
 
 from __future__ import annotations
@@ -81,6 +85,7 @@ class Runtime:
         vram: bytes, "6GiB", "6GB"; None: what is free, or on a CPU what everything takes. reserve: of it, for
             activations, key-value caches and other models; None: an eighth, 512 MiB at most.
         Returns the plan. Raises BudgetError, which names the smallest budget that works, and changes nothing then.
+        CUDA graphs that passes were captured in before are of no use afterwards: weights are elsewhere.
         """
         engine, module = self._alive()
         kept = _budget.kept(reserve)
