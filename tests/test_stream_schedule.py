@@ -212,14 +212,17 @@ def test_captured_passes_are_replayed_between_others(data):
         elif what == "replay":
             for graph in graphs:
                 device.replay(graph)
-        else:
-            queues = data.draw(st.sampled_from([("main",), ("main", "side")]))
-            run(device, schedule, data.draw(orders), queues, begin=what == "pass")
+        elif what == "pass":
+            run(device, schedule, data.draw(orders), data.draw(st.sampled_from([("main",), ("main", "side")])))
             device.current = "main"
-            if what == "pass":
-                schedule.end()
-            elif "side" in queues:  # as a program does before it computes with what another queue has made
-                device.wait(False, ("side", len(device.queues["side"])))
+            schedule.end()
+        else:  # layers by themselves; what they compute with comes from the main queue, and goes there
+            device.current = data.draw(st.sampled_from(["main", "side"]))
+            device.wait(False, ("main", len(device.queues["main"])))
+            run(device, schedule, data.draw(orders), (device.current,), begin=False)
+            done = device.record(False)
+            device.current = "main"
+            device.wait(False, done)
     device.finish()
 
 
