@@ -100,6 +100,55 @@ def test_tokens_that_come_several_at_once():
         streamed.generated("base", "wrongly", lambda model, ids, n: (generate(model, ids, n)[0] + 1, n))
 
 
+@pytest.mark.parametrize("kind", ["plain", "transformers"])
+@pytest.mark.parametrize("level", ["block_level", "leaf_level"])
+def test_diffusers_waits_for_all_its_copies(monkeypatch, level, kind):
+    """On a stream whose copies come when somebody waits for it, and not before."""
+    go = pytest.importorskip("diffusers.hooks.group_offloading")
+    if kind == "transformers":
+        pytest.importorskip("transformers")
+
+    class Backend:
+        def __init__(self, device):
+            self.Stream, self.current_stream, self.stream = Stream, Stream, contextlib.nullcontext
+
+    class Stream(list):
+        def synchronize(self):
+            for there, source in self:
+                there.copy_(source)
+            self.clear()
+
+    def transfer(group, tensor, source, stream):
+        later = group.stream is not None and group.non_blocking
+        tensor.data = torch.full_like(source, torch.nan) if later else source.clone()
+        if later:
+            group.stream.append((tensor.data, source))
+
+    offload = go.ModuleGroup._offload_to_memory
+    monkeypatch.setattr(go, "TorchDeviceBackend", Backend)
+    monkeypatch.setattr(go, "send_to_device", lambda what, *_, **__: what)
+    for name, stub in {
+        "_transfer_tensor_to_device": transfer,
+        "_to_cpu": staticmethod(lambda tensor, _: tensor.data),
+        "_pinned_memory_tensors": lambda group: contextlib.nullcontext(group.cpu_param_dict),
+        "_offload_to_memory": lambda group: offload(group) if group.stream is not None else None,
+    }.items():
+        monkeypatch.setattr(go.ModuleGroup, name, stub)
+    s = offload_measure.Settings(TINY, kind, CPU, seconds=0.01, most_steps=4, row_seconds=60)
+    resident = filled(TINY, kind, CPU)
+    weights = offload_peers.HostWeights(s, resident)
+    # There are no streams on other devices; and weights that are on the CPU are not taken for some that are offloaded.
+    there = {"onload_device": torch.device("cuda"), "offload_device": torch.device("meta"), "use_stream": True}
+    apply = go.apply_group_offloading
+    monkeypatch.setattr("diffusers.hooks.apply_group_offloading", lambda m, **kw: apply(m, **{**kw, **there}))
+    model = offload_peers._diffusers(s, weights, level)
+    ids = prompt(TINY, 9, CPU)
+    with torch.no_grad():
+        one, other = (Runner(each, TINY, CPU, 16) for each in (resident, model))
+        for part in (ids[:, :4], ids[:, 4:5], ids[:, 5:]):
+            assert_same_bits(other(part), one(part))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 @pytest.mark.parametrize("script", ["bench_offload.py", "trained_model.py"])
 def test_without_a_gpu_they_say_so(script):
