@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -39,6 +40,12 @@ class HostWeights:
         for name, tensor in self.tensors.items():
             put(model, name.removesuffix(".weight"), tensor)
         return model
+
+    def of(self, s: Settings) -> HostWeights:
+        """The same memory, for models of another kind."""
+        other = copy.copy(self)
+        other.s = s
+        return other
 
     def pin(self) -> None:
         """Page-locks them, once."""
@@ -101,41 +108,6 @@ def _diffusers(s: Settings, weights: HostWeights, level: str) -> nn.Module:
         apply_group_offloading(model.model, offload_type=level, num_blocks_per_group=1, **options)
         model.lm_head.to(s.device)
     return model
-
-
-@contextlib.contextmanager
-def group_offload(s: Settings, weights: HostWeights) -> Iterator[nn.Module]:
-    """What diffusers does, in our own hooks, for machines without it: parameters of a block are copied one by one from
-    pinned memory on a side stream while the block before runs; memory is torch's, and given back after use."""
-    weights.pin()
-    model: Any = weights.model()
-    blocks = [*model.model.layers, model.lm_head]
-    place_others(model.model, s.device)
-    stream = torch.cuda.Stream(s.device) if s.cuda else None
-    homes = [[(p, p.data) for p in block.parameters()] for block in blocks]
-
-    def load(number: int) -> None:
-        use = torch.cuda.current_stream(s.device) if s.cuda else None
-        with on(stream):
-            for p, home in homes[number]:
-                p.data = home.to(s.device, non_blocking=True)
-                if use is not None:
-                    p.data.record_stream(use)
-
-    def before(number: int) -> None:
-        if stream is not None:
-            stream.synchronize()  # as diffusers waits for its last transfer
-        load((number + 1) % len(blocks))
-
-    def after(number: int) -> None:
-        for p, home in homes[number]:
-            p.data = home
-
-    for number, block in enumerate(blocks):
-        block.register_forward_pre_hook(lambda *_, number=number: before(number))
-        block.register_forward_hook(lambda *_, number=number: after(number))
-    load(0)
-    yield model
 
 
 class PinnedStream:
