@@ -125,6 +125,8 @@ def test_tokens_that_come_several_at_once():
     row = streamed.generated("base", "one by one", generate)
     assert row.tokens_per_pass == 1 and row.tokens_per_second > 0 and row.host_seconds > 0
     assert f"all {len(reference.tokens)} tokens are the resident model's" in row.note
+    with pytest.raises(tpde.InternalError, match=f"expected {len(reference.tokens)} tokens"):
+        streamed.generated("base", "too few", lambda model, ids, n: (generate(model, ids, n - 1)[0], n))
     with pytest.raises(tpde.InternalError, match="expected the tokens"):
         streamed.generated("base", "wrongly", lambda model, ids, n: (generate(model, ids, n)[0] + 1, n))
 

@@ -13,7 +13,8 @@ take: what offloading adds. The copy engine's share is that of the time from one
 copies are timed. GB are 10^9 bytes, GiB 2^30.
 
 Rows of self-speculation generate with transformers, the time of the prompt and of all drafts included; they stand
-beside accelerate's row of the same model, whose time has no prompt in it. Tokens are the resident model's, or differ
+beside accelerate's row of the same model, whose time has no prompt in it. Their host CPU is that of a pass and its
+drafts, waiting for tokens included, for which CUDA keeps the thread busy. Tokens are the resident model's, or differ
 from where two logits are a tie. How many drafts are right is a matter of the weights: see --clear.
 """
 

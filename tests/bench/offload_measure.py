@@ -246,6 +246,8 @@ def measure_generation(
     row.spread = (max(times) - min(times)) / statistics.median(times)
     row.tokens_per_pass, row.host_seconds = len(times) * count / passes, busy / passes
     row.add_note(f"{row.tokens_per_pass:.2f} tokens a pass, prompt included")
+    if tokens.shape != (1, count):
+        raise tpde.InternalError(f"{row.what}: expected {count} tokens, got {list(tokens.shape)}")
     require_tokens(row, tokens, logits, reference)
 
 
