@@ -7,8 +7,10 @@ import io
 import json
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -21,6 +23,7 @@ TESTS = Path(__file__).parent
 BENCH = TESTS / "bench"
 sys.path[:0] = [str(BENCH), str(TESTS / "gpu_bundle")]
 
+import bench_offload  # noqa: E402
 import dfloat11_encode  # noqa: E402
 import offload_measure  # noqa: E402
 import offload_peers  # noqa: E402
@@ -44,19 +47,44 @@ def rows_of(path: Path) -> dict[str, dict]:
 def test_rows_are_verified_and_written(tmp_path):
     result = run(
         "bench_offload.py", "--size", "tiny", "--device", "cpu", "--seconds", "0.01", "--steps", "3",
-        "--only", "group", "pinned", "int4", "none", "--budgets", "base", "compressed", "all",
+        "--only", "pinned", "int4", "none", "--budgets", "base", "compressed", "all",
         "--json", str(tmp_path / "rows.json"), "--plot", str(tmp_path / "plot.svg"),
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     rows = rows_of(tmp_path / "rows.json")
-    assert len(rows) == 1 + 2 + 3 + 1
+    assert len(rows) == 1 + 1 + 3 + 1
     assert all(row["exact"] == "yes" and row["tokens_per_second"] > 0 for row in rows.values())
+    resident = rows.pop("resident bf16")
+    assert resident["host_seconds"] > 0 and resident["resident_host_seconds"] is None
+    assert all(row["resident_host_seconds"] == resident["host_seconds"] for row in rows.values())
     base = rows["tpde, base int4: base alone resident"]
     assert base["more"]["streamed_bytes"] > 0 and base["copy_busy"] is not None
     assert rows["tpde, base int4: all resident, compressed"]["more"]["streamed_bytes"] == 0
     assert rows["tpde, base none: all resident, compressed"]["more"]["decoded_bytes"] > 0
     assert rows["tpde, base int4: all resident"]["more"]["decoded_bytes"] == 0
     ElementTree.fromstring((tmp_path / "plot.svg").read_text())
+
+
+@pytest.mark.parametrize("kind", ["plain", "transformers"])
+def test_self_speculation_stands_beside_accelerate(tmp_path, kind):
+    pytest.importorskip("transformers", minversion="5.0")
+    pytest.importorskip("accelerate")
+    result = run(
+        "bench_offload.py", "--size", "tiny", "--device", "cpu", "--seconds", "0.2", "--steps", "8", "--model", kind,
+        "--only", "accelerate", "speculation", "--budgets", "base", "all", "--json", str(tmp_path / "rows.json"),
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = rows_of(tmp_path / "rows.json")
+    suffix = ", transformers" if kind == "plain" else ""
+    also = {"resident bf16", "accelerate cpu_offload", "resident bf16, transformers"} if suffix else set()
+    name = "tpde, base int4, self-speculation: base alone resident"
+    assert rows.keys() == {f"resident bf16{suffix}", f"accelerate cpu_offload{suffix}", name} | also
+    row, accelerate = rows[name], rows[f"accelerate cpu_offload{suffix}"]
+    assert row["tokens_per_pass"] > 1 and row["more"]["drafted"] >= row["more"]["accepted"] > 0
+    assert row["more"]["streamed_bytes"] > 0 and row["host_seconds"] > 0
+    assert row["more"]["times_accelerate"] == row["tokens_per_second"] / accelerate["tokens_per_second"]
+    said = f"x accelerate cpu_offload{suffix}; random weights, --clear"
+    assert "of drafted tokens accepted" in row["note"] and said in row["note"] and "resident model's" in row["note"]
 
 
 def test_a_giant_is_compared_block_by_block(tmp_path):
@@ -80,7 +108,7 @@ def test_a_row_that_fails_is_one_line(tmp_path):
 
 
 def test_tokens_that_come_several_at_once():
-    """As self-speculation will: here each pass yields one."""
+    """As those of self-speculation; here each pass yields one."""
     s = offload_measure.Settings(TINY, "plain", CPU, seconds=0.01, most_steps=4, row_seconds=60)
     resident = filled(TINY, "plain", CPU)
     reference = offload_measure.measure(s, offload_measure.Figures("resident", "yes"), resident, None, 0)
@@ -96,8 +124,125 @@ def test_tokens_that_come_several_at_once():
     streamed = offload_tpde.Streamed(s, "int4", offload_peers.HostWeights(s, resident), reference)
     row = streamed.generated("base", "one by one", generate)
     assert row.tokens_per_pass == 1 and row.tokens_per_second > 0 and row.host_seconds > 0
+    assert f"all {len(reference.tokens)} tokens are the resident model's" in row.note
+    with pytest.raises(tpde.InternalError, match=f"expected {len(reference.tokens)} tokens"):
+        streamed.generated("base", "too few", lambda model, ids, n: (generate(model, ids, n - 1)[0], n))
     with pytest.raises(tpde.InternalError, match="expected the tokens"):
         streamed.generated("base", "wrongly", lambda model, ids, n: (generate(model, ids, n)[0] + 1, n))
+
+
+def test_what_drafts_say_is_no_row():
+    pytest.importorskip("transformers", minversion="5.0")
+    s = offload_measure.Settings(TINY, "transformers", CPU, seconds=0.01, most_steps=4, row_seconds=60)
+    resident = filled(TINY, "transformers", CPU)
+    reference = offload_measure.measure(s, offload_measure.Figures("resident", "yes"), resident, None, 0)
+    streamed = offload_tpde.Streamed(s, "int2", offload_peers.HostWeights(s, resident), reference)
+
+    def drafted(model, ids, n):
+        draft = tpde.SelfSpeculation(model).draft
+        out = draft.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, do_sample=False)
+        return out[:, ids.shape[1] :], 1
+
+    with pytest.raises(tpde.InternalError, match="expected the tokens"):
+        streamed.generated("base", "drafts alone", drafted)
+
+
+def test_tokens_may_differ_where_logits_are_a_tie():
+    row = offload_measure.Figures("a row", "yes")
+    reference = offload_measure.Reference(torch.tensor([[5]]), torch.empty(0), [1, 2, 2], 0.0)
+    step = 2.0**-5  # of bf16 from 4 to 8
+    largest = torch.tensor([0.0, 5.0, 5.0, 1.0])
+
+    def judged(tokens: list[int], missing: float) -> None:
+        logits = largest.repeat(1, 1 + len(tokens), 1)
+        logits[..., 2] -= missing * step
+        offload_measure.require_tokens(row, torch.tensor([tokens]), lambda ids: logits, reference)
+
+    judged([1, 2, 2], 100)
+    assert row.note == "all 3 tokens are the resident model's"
+    judged([1, 1, 2], 3)
+    assert "the first 1 of 3 tokens are the resident model's, then two logits were a tie" in row.note
+    with pytest.raises(tpde.InternalError, match="expected the tokens"):
+        judged([1, 1, 2], 4)
+
+
+def test_host_time_is_what_keeps_the_thread_busy():
+    s = offload_measure.Settings(TINY, "plain", CPU, seconds=0.01, most_steps=4, row_seconds=60)
+
+    def burn() -> None:
+        until = time.thread_time() + 0.02
+        while time.thread_time() < until:
+            pass
+
+    busy, took = offload_measure.alone(s, lambda: time.sleep(0.02))
+    assert busy < 0.01 and took >= 0.02
+    busy, _ = offload_measure.alone(s, burn)
+    assert 0.02 <= busy < 0.04
+    row = offload_measure.Figures("a row", "yes", seconds=0.1, host_seconds=0.02, resident_host_seconds=0.015)
+    assert bench_offload.cells(row, 1)[5:7] == ("20.0 ms, 20.0%", "5.0 ms, 5.0%")
+
+
+def test_the_copy_engine_idles_between_passes_too():
+    s = offload_measure.Settings(TINY, "plain", CPU, seconds=0.01, most_steps=4, row_seconds=60)
+    measured = SimpleNamespace(copy_seconds=0.01, decode_seconds=0.0, copied_bytes=7)
+    traced: list[bool] = []
+    runtime = SimpleNamespace(trace=lambda on=True: traced.append(on), measured=lambda: measured)
+    row = offload_measure.Figures("a row", "yes")
+    offload_tpde.traced(s, row, runtime, lambda: time.sleep(0.04))
+    assert traced == [True, False] and 0 < row.copy_busy <= 0.25
+    measured.copied_bytes = 0
+    row.copy_busy = None
+    offload_tpde.traced(s, row, runtime, lambda: None)
+    assert row.copy_busy is None
+
+
+@pytest.mark.parametrize("kind", ["plain", "transformers"])
+@pytest.mark.parametrize("level", ["block_level", "leaf_level"])
+def test_diffusers_waits_for_all_its_copies(monkeypatch, level, kind):
+    """On a stream whose copies come when somebody waits for it, and not before."""
+    go = pytest.importorskip("diffusers.hooks.group_offloading")
+    if kind == "transformers":
+        pytest.importorskip("transformers")
+
+    class Backend:
+        def __init__(self, device):
+            self.Stream, self.current_stream, self.stream = Stream, Stream, contextlib.nullcontext
+
+    class Stream(list):
+        def synchronize(self):
+            for there, source in self:
+                there.copy_(source)
+            self.clear()
+
+    def transfer(group, tensor, source, stream):
+        later = group.stream is not None and group.non_blocking
+        tensor.data = torch.full_like(source, torch.nan) if later else source.clone()
+        if later:
+            group.stream.append((tensor.data, source))
+
+    offload = go.ModuleGroup._offload_to_memory
+    monkeypatch.setattr(go, "TorchDeviceBackend", Backend)
+    monkeypatch.setattr(go, "send_to_device", lambda what, *_, **__: what)
+    for name, stub in {
+        "_transfer_tensor_to_device": transfer,
+        "_to_cpu": staticmethod(lambda tensor, _: tensor.data),
+        "_pinned_memory_tensors": lambda group: contextlib.nullcontext(group.cpu_param_dict),
+        "_offload_to_memory": lambda group: offload(group) if group.stream is not None else None,
+    }.items():
+        monkeypatch.setattr(go.ModuleGroup, name, stub)
+    s = offload_measure.Settings(TINY, kind, CPU, seconds=0.01, most_steps=4, row_seconds=60)
+    resident = filled(TINY, kind, CPU)
+    weights = offload_peers.HostWeights(s, resident)
+    # There are no streams on other devices; and weights that are on the CPU are not taken for some that are offloaded.
+    there = {"onload_device": torch.device("cuda"), "offload_device": torch.device("meta"), "use_stream": True}
+    apply = go.apply_group_offloading
+    monkeypatch.setattr("diffusers.hooks.apply_group_offloading", lambda m, **kw: apply(m, **{**kw, **there}))
+    model = offload_peers._diffusers(s, weights, level)
+    ids = prompt(TINY, 9, CPU)
+    with torch.no_grad():
+        one, other = (Runner(each, TINY, CPU, 16) for each in (resident, model))
+        for part in (ids[:, :4], ids[:, 4:5], ids[:, 5:]):
+            assert_same_bits(other(part), one(part))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

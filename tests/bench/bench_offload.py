@@ -8,8 +8,14 @@ row is verified first: logits of a prompt of 16 tokens are the resident model's,
 follow; rows that are lossy say how far they are off. Then tokens are made greedily, batch 1, without a wait between
 them. Time is the median between tokens, on the device; GB/s are the bf16 bytes of all matrices by that time. VRAM is
 the most that torch allocated from the prompt on, without what cuBLAS keeps for itself (some 40 MiB in every row). Host
-CPU is the time that a forward keeps its thread busy. The copy engine's share is taken in a traced pass, from the first
-to the last copy. GB are 10^9 bytes, GiB 2^30.
+CPU is the time that a forward keeps its thread busy, of that of a forward, and what of it the resident model does not
+take: what offloading adds. The copy engine's share is that of the time from one forward to the next, of passes whose
+copies are timed. GB are 10^9 bytes, GiB 2^30.
+
+Rows of self-speculation generate with transformers, the time of the prompt and of all drafts included; they stand
+beside accelerate's row of the same model, whose time has no prompt in it. Their host CPU is that of a pass and its
+drafts, waiting for tokens included, for which CUDA keeps the thread busy. Tokens are the resident model's, or differ
+from where two logits are a tie. How many drafts are right is a matter of the weights: see --clear.
 """
 
 from __future__ import annotations
@@ -31,7 +37,7 @@ import offload_peers
 import offload_plot
 import torch
 from gpu_timing import gpu_environment
-from llama_shape import HOW, SIZES, filled
+from llama_shape import ASSUMED, CLEAR, HOW, SIZES, filled
 from offload_loading import Loading
 from offload_measure import Figures, Reference, Settings, allocated, limited, link_gigabytes, measure
 from offload_peers import HostWeights
@@ -39,7 +45,6 @@ from offload_tpde import Streamed, agreement, giant
 from torch import nn
 
 import bench
-import tpde
 from tpde import _reports
 
 Peer = Callable[[Settings, HostWeights], AbstractContextManager[nn.Module]]
@@ -50,18 +55,19 @@ PEERS: dict[str, tuple[Peer, str, str]] = {
     "dfloat11": (offload_peers.dfloat11, "yes", "DFloat11, all in VRAM"),
     "diffusers": (offload_peers.diffusers_blocks, "yes", "diffusers group offload, by block"),
     "diffusers-leaf": (offload_peers.diffusers_leaves, "yes", "diffusers group offload, by layer"),
-    "group": (offload_peers.group_offload, "yes", "group offload, our hooks"),
     "pinned": (offload_peers.pinned_stream, "yes", "pinned double-buffered bf16 stream"),
     "bnb8": (offload_peers.bitsandbytes_8bit, "no", "bitsandbytes int8, all in VRAM"),
     "bnb4": (offload_peers.bitsandbytes_4bit, "no", "bitsandbytes NF4, all in VRAM"),
 }
 OURS = ("int4", "none")
+NOTHING_STREAMED = ("compressed", "all")
 ORDER = (
-    *("accelerate", "diffusers", "diffusers-leaf", "group", "pinned"),  # from pageable memory first
+    *("accelerate", "speculation"),  # before the weights are page-locked, which accelerate does not do
+    *("diffusers", "diffusers-leaf", "pinned"),
     *OURS,
     *("bnb8", "bnb4", "dfloat11"),  # kernels of others last: one that fails may take the CUDA context along
 )
-HEAD = ("", "exact", "VRAM GiB", "GB/s", "tokens/s", "host CPU", "copy engine", "note")
+HEAD = ("", "exact", "VRAM GiB", "GB/s", "tokens/s", "host CPU", "beyond resident", "copy engine", "note")
 
 
 class Table:
@@ -93,10 +99,15 @@ def cells(row: Figures, model_bytes: int) -> tuple[str, ...]:
     def text(value: float | None, how: str) -> str:
         return "-" if value is None else format(value, how)
 
+    def host(seconds: float | None) -> str:
+        return "-" if seconds is None or not row.seconds else f"{1e3 * seconds:.1f} ms, {seconds / row.seconds:.1%}"
+
     gigabytes = model_bytes / row.seconds / 1e9 if row.seconds else None
     tokens = row.tokens_per_second
     rate = "-" if tokens is None else f"{tokens:.3g}" + (f" ±{50 * row.spread:.0f}%" if row.spread is not None else "")
-    host = row.host_seconds / row.seconds if row.host_seconds is not None and row.seconds else None
+    added = None
+    if row.host_seconds is not None and row.resident_host_seconds is not None:
+        added = row.host_seconds - row.resident_host_seconds
     ratio = f"ratio {row.ratio:.3f}" if row.ratio else ""
     return (
         row.what,
@@ -104,7 +115,8 @@ def cells(row: Figures, model_bytes: int) -> tuple[str, ...]:
         text(None if row.peak_bytes is None else row.peak_bytes / 2**30, ".2f"),
         text(gigabytes, ".1f"),
         rate,
-        text(host, ".1%"),
+        host(row.host_seconds),
+        host(added),
         text(row.copy_busy, ".1%"),
         "; ".join(filter(None, (ratio, row.note))),
     )
@@ -133,24 +145,19 @@ def guarded(table: Table, s: Settings, what: str, make: Callable[[], Figures], e
 # ---- rows ---------------------------------------------------------------------------
 
 
-def resident(s: Settings, drafts: Sequence[str]) -> tuple[Figures, Reference, HostWeights]:
+def resident(s: Settings, what: str, make: Callable[[], nn.Module]) -> tuple[Figures, Reference, nn.Module]:
     before = allocated(s.device)
     began = time.perf_counter()
-    model = filled(s.shape, s.kind, s.device)
-    row = Figures("resident bf16", "yes", setup_seconds=time.perf_counter() - began)
+    model = make()
+    row = Figures(what, "yes", setup_seconds=time.perf_counter() - began)
     reference = measure(dataclasses.replace(s, most_steps=4 * s.most_steps), row, model, None, before)
-    began = time.perf_counter()
-    weights = HostWeights(s, model)
-    print(f"weights copied to host memory in {time.perf_counter() - began:.1f} s", flush=True)
-    if drafts:
-        row.more["drafts"] = agreement(s, model, weights, drafts)
-    return row, reference, weights
+    return row, reference, model
 
 
-def peer(s: Settings, name: str, weights: HostWeights, reference: Reference) -> Figures:
+def peer(s: Settings, name: str, weights: HostWeights, reference: Reference, suffix: str = "") -> Figures:
     make, exact, what = PEERS[name]
     before = allocated(s.device)
-    row = Figures(what, exact)
+    row = Figures(what + suffix, exact)
     began = time.perf_counter()
     with make(s, weights) as model:
         row.setup_seconds = time.perf_counter() - began
@@ -160,19 +167,71 @@ def peer(s: Settings, name: str, weights: HostWeights, reference: Reference) -> 
     return row
 
 
-def ours(table: Table, s: Settings, base: str, budgets: Sequence[str], weights: HostWeights, told: Reference) -> None:
+def ours(
+    table: Table,
+    s: Settings,
+    what: str,
+    budgets: Sequence[str],
+    make: Callable[[], Streamed],
+    row: Callable[[Streamed, str], Figures] = Streamed.row,
+) -> None:
+    """A row for each budget, of one model."""
     made: list[Streamed] = []
 
-    def first() -> Figures:
-        made.append(Streamed(s, base, weights, told))
-        return made[0].row(budgets[0])
+    def at(budget: str) -> Figures:
+        if not made:
+            made.append(make())
+        return row(made[0], budget)
 
-    for number, budget in enumerate(budgets):
-        what = f"tpde, base {base}: {budget}"
-        make = first if number == 0 or not made else lambda budget=budget: made[0].row(budget)
-        if not guarded(table, s, what, make) and not made:
+    for budget in budgets:
+        if not guarded(table, s, f"{what}: {budget}", lambda budget=budget: at(budget)) and not made:
             return
         gc.collect()
+
+
+def speculation(table: Table, s: Settings, budgets: Sequence[str], weights: HostWeights, reference: Reference) -> None:
+    """Rows of self-speculation, at budgets that stream. It wants a model of transformers: in a run of the plain one,
+    there are rows of such a model with the same weights before them."""
+    if s.kind != "transformers":
+        s = dataclasses.replace(s, kind="transformers")
+        weights = weights.of(s)
+        told = with_transformers(table, s, weights)
+        if told is None:
+            return
+        reference = told
+    accelerate = next((row for row in reversed(table.rows) if row.what.startswith(PEERS["accelerate"][2])), None)
+
+    def speculated(streamed: Streamed, budget: str) -> Figures:
+        row = streamed.speculated(budget)
+        if accelerate is not None and accelerate.tokens_per_second and row.tokens_per_second:
+            row.more["times_accelerate"] = row.tokens_per_second / accelerate.tokens_per_second
+            row.add_note(f"{row.more['times_accelerate']:.1f} x {accelerate.what}")
+        assumed = f": {ASSUMED}" if s.shape.clear == CLEAR else ""
+        row.add_note(f"random weights, --clear {s.shape.clear:g}{assumed}")
+        return row
+
+    streaming = [budget for budget in budgets if budget not in NOTHING_STREAMED]
+    what = "tpde, base int4, self-speculation"
+    ours(table, s, what, streaming, lambda: Streamed(s, "int4", weights, reference), speculated)
+
+
+def with_transformers(table: Table, s: Settings, weights: HostWeights) -> Reference | None:
+    """Rows of transformers' model: resident, which is returned, and accelerate's."""
+    suffix = ", transformers"
+    told: list[Reference] = []
+
+    def whole() -> Figures:
+        row, said, _ = resident(s, f"resident bf16{suffix}", lambda: weights.model().to(s.device))
+        told.append(said)
+        return row
+
+    if not guarded(table, s, f"resident bf16{suffix}", whole):
+        return None
+    allocated(s.device)
+    what = PEERS["accelerate"][2] + suffix
+    guarded(table, s, what, lambda: peer(s, "accelerate", weights, told[0], suffix))
+    allocated(s.device)
+    return told[0]
 
 
 def loading(table: Table, s: Settings, base: str, folder: Path, weights: HostWeights) -> None:
@@ -183,7 +242,7 @@ def loading(table: Table, s: Settings, base: str, folder: Path, weights: HostWei
         made.append(Loading(s, weights, base, folder))
         return made[0].bf16()
 
-    if not guarded(table, s, "load bf16 safetensors", first) or not hasattr(tpde, "load"):
+    if not guarded(table, s, "load bf16 safetensors", first):
         return
     for gib in (6, 12):
         allocated(s.device)
@@ -199,19 +258,27 @@ def compared(
     made: list[tuple[Reference, HostWeights]] = []
 
     def first() -> Figures:
-        row, reference, weights = resident(s, drafts)
+        row, reference, model = resident(s, "resident bf16", lambda: filled(s.shape, s.kind, s.device))
+        began = time.perf_counter()
+        weights = HostWeights(s, model)
+        print(f"weights copied to host memory in {time.perf_counter() - began:.1f} s", flush=True)
+        if drafts:
+            row.more["drafts"] = agreement(s, model, weights, drafts)
         made.append((reference, weights))
         return row
 
     if not guarded(table, s, "resident bf16", first):
         return
     reference, weights = made[0]
+    allocated(s.device)
     for name in ORDER:
-        real = any(row.seconds and row.what.startswith("diffusers") for row in table.rows)
-        if name not in only or (name == "group" and real):
+        if name not in only:
             continue
-        if name in OURS:
-            ours(table, s, name, budgets if name == "int4" else ("compressed",), weights, reference)
+        if name == "speculation":
+            speculation(table, s, budgets, weights, reference)
+        elif name in OURS:
+            at = budgets if name == "int4" else ("compressed",)
+            ours(table, s, f"tpde, base {name}", at, lambda name=name: Streamed(s, name, weights, reference))
         else:
             _, exact, what = PEERS[name]
             guarded(table, s, what, lambda name=name: peer(s, name, weights, reference), exact)
@@ -228,7 +295,7 @@ def pictured(table: Table, s: Settings, path: Path) -> None:
             name, _, budget = row.what.partition(": ")
             mine = row.what.startswith("tpde")
             vram = row.peak_bytes or row.budget_bytes or 0
-            label = budget if mine and name.endswith("int4") else row.what
+            label = budget if mine and "int4" in name else row.what
             points.append(offload_plot.Point(label, vram / 2**30, row.tokens_per_second, name if mine else ""))
     if points:
         where = torch.cuda.get_device_name() if s.cuda else "CPU"
@@ -248,8 +315,8 @@ def parsed() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--only", choices=ORDER, nargs="+", default=[*ORDER], help="rows beside resident")
     parser.add_argument(
-        "--clear", type=float, default=0, metavar="X",
-        help="have lm_head prefer one token, X times (say 2) the largest of the other logits (0: random)",
+        "--clear", type=float, default=CLEAR, metavar="X",
+        help=f"have lm_head prefer one token, X times the largest of the other logits ({CLEAR}: {ASSUMED}; 0: random)",
     )  # fmt: skip
     parser.add_argument(
         "--drafts", nargs="+", default=[], metavar="BASE", help="count what int2, int3, int4 are worth as drafts"
@@ -273,40 +340,48 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    arguments = parsed()
-    device = torch.device(arguments.device)
-    if device.type == "cuda":
+def chosen_device(name: str) -> torch.device:
+    if name == "cuda":
         if not torch.cuda.is_available():
             sys.exit(
                 "bench_offload: torch finds no CUDA device on this machine; `make gpu-bundle` takes it to one that has "
                 "one, --device cpu --size tiny walks through it here"
             )
-        device = torch.device("cuda", torch.cuda.current_device())
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device(name)
+
+
+def settings(arguments: argparse.Namespace, device: torch.device) -> Settings:
     shape = SIZES[arguments.size or ("40b" if arguments.giant else "8b")]
-    changes = {"layers": arguments.layers or shape.layers, "repeat": arguments.repeat_layers, "clear": arguments.clear}
+    clear = 0.0 if arguments.giant else arguments.clear  # it makes no drafts
+    changes = {"layers": arguments.layers or shape.layers, "repeat": arguments.repeat_layers, "clear": clear}
     shape = dataclasses.replace(shape, **changes)
-    s = Settings(
-        shape,
-        arguments.model,
-        device,
-        arguments.seconds,
-        arguments.steps,
-        arguments.row_seconds * (3 if arguments.giant else 1),
-    )
+    row_seconds = arguments.row_seconds * (3 if arguments.giant else 1)
+    return Settings(shape, arguments.model, device, arguments.seconds, arguments.steps, row_seconds)
+
+
+def introduced(s: Settings) -> dict[str, Any]:
+    """Prints, and returns, what the figures depend on."""
+    shape = s.shape
     about: dict[str, Any] = {**bench.environment(), **(gpu_environment() if s.cuda else {})}
     about |= {"command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), "shape": dataclasses.asdict(shape)}
     print(", ".join(f"{key} {value}" for key, value in about.items()))
-    print(f"{arguments.model} model, {shape.model_bytes / 1e9:.2f} GB in bf16; {HOW}", end="")
+    print(f"{s.kind} model, {shape.model_bytes / 1e9:.2f} GB in bf16; {HOW}", end="")
     print(f"; lm_head prefers a token's successor, {shape.clear} x" if shape.clear else "", end="")
     print(f"; {shape.repeat} distinct layers are repeated" if shape.repeat else "")
-    link = link_gigabytes(device)
+    link = link_gigabytes(s.device)
     if link is not None:
         about["pinned_copy_gigabytes_per_second"] = link
         print(f"a copy from pinned memory: {link:.1f} GB/s, {shape.model_bytes / link / 1e9:.3f} s for the model")
-    some = torch.ones(64, 64, dtype=torch.bfloat16, device=device)
+    return about
+
+
+def main() -> None:
+    arguments = parsed()
+    s = settings(arguments, chosen_device(arguments.device))
+    table = Table(introduced(s), arguments, s.shape.model_bytes)
+    some = torch.ones(64, 64, dtype=torch.bfloat16, device=s.device)
     torch.mm(some, some)  # what cuBLAS keeps for itself is there before anything is counted
-    table = Table(about, arguments, shape.model_bytes)
     try:
         if arguments.giant:
             budget = int(arguments.giant_gib * 2**30)

@@ -71,9 +71,8 @@ class Loading:
         return self._row("load bf16 safetensors", load, None)
 
     def ours(self, vram: int) -> Figures:
-        load: Callable[..., nn.Module] = tpde.load  # type: ignore[attr-defined]
         what = f"tpde.load, base {self.base}, {vram / 2**30:.3g} GiB"
-        return self._row(what, lambda: load(self.compressed, vram=vram, device=self.s.device), vram)
+        return self._row(what, lambda: tpde.load(self.compressed, vram=vram, device=self.s.device), vram)
 
     @torch.no_grad()
     def _row(self, what: str, load: Callable[[], nn.Module], vram: int | None) -> Figures:

@@ -18,6 +18,12 @@ from torch import Tensor, nn
 import tpde
 
 PROMPT = 16
+TRACED = 6
+"""Forwards that `traced` of `measure` may make."""
+_ALONE = 8
+"""Forwards that are waited for one by one, at most; the first two learn the order of layers."""
+_TIE = 3
+"""Steps of bf16 between two logits that may change places where a product of another size rounds otherwise."""
 
 
 @dataclass
@@ -36,8 +42,10 @@ class Figures:
     steps: int = 0
     host_seconds: float | None = None
     """Of the thread that calls the forward, on a processor."""
+    resident_host_seconds: float | None = None
+    """The same of the resident model."""
     copy_busy: float | None = None
-    """Share of a traced pass in which the copy engine worked."""
+    """Share of the time from one forward to the next in which the copy engine worked."""
     ratio: float | None = None
     setup_seconds: float | None = None
     tokens_per_pass: float = 1.0
@@ -47,6 +55,9 @@ class Figures:
     @property
     def tokens_per_second(self) -> float | None:
         return self.tokens_per_pass / self.seconds if self.seconds else None
+
+    def add_note(self, text: str) -> None:
+        self.note = "; ".join(filter(None, (self.note, text)))
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,7 @@ class Reference:
     """[1, PROMPT, vocabulary], in host memory."""
     tokens: list[int]
     """That follow greedily."""
+    host_seconds: float
 
 
 @dataclass(frozen=True)
@@ -123,6 +135,23 @@ class Marks:
         return [end - begin for begin, end in pairs]
 
 
+class Greedy:
+    """A prompt, and the tokens that follow it greedily, one forward each. logits: of the prompt, in host memory."""
+
+    def __init__(self, s: Settings, model: nn.Module, ids: Tensor) -> None:
+        self._runner = Runner(model, s.shape, s.device, ids.shape[1] + s.most_steps + _ALONE + TRACED)
+        logits = self._runner(ids)
+        self._said = [logits[:, -1:].argmax(-1)]
+        self.logits = logits.cpu()
+
+    def step(self) -> None:
+        """Makes one more token, without waiting for it."""
+        self._said.append(self._runner(self._said[-1])[:, -1:].argmax(-1))
+
+    def tokens(self) -> list[int]:
+        return [int(token) for token in self._said]
+
+
 @torch.no_grad()
 def measure(
     s: Settings,
@@ -136,88 +165,122 @@ def measure(
 
     reference: to compare with; None: this is it. A row that is not exact is compared, too, and says how far it is off.
     before: bytes that were allocated before the row's model was made. traced: called at the end, with what makes one
-        more token.
+        more token, TRACED times at most.
     """
-    most = s.most_steps
     ids = prompt(s.shape, PROMPT, s.device)
-    if s.cuda:
-        torch.cuda.synchronize(s.device)
-        torch.cuda.reset_peak_memory_stats(s.device)
-    runner = Runner(model, s.shape, s.device, PROMPT + most + 8)
-    logits = runner(ids)
-    said = [logits[:, -1:].argmax(-1)]
+    forget_peak(s)
+    greedy = Greedy(s, model, ids)
     if reference is not None and row.exact == "yes":
-        require_logits(row.what, logits, reference.logits)
-    kept = logits.cpu()
-    del logits
-
-    def step() -> None:
-        said.append(runner(said[-1])[:, -1:].argmax(-1))
-
-    took = host = 0.0
-    for _ in range(4):  # the first one learns the order of layers
-        done(s.device)
-        began, busy = time.perf_counter(), time.thread_time()
-        step()
-        host = time.thread_time() - busy
-        done(s.device)
-        took = time.perf_counter() - began
-        if took > 1:  # slow peers know no order, and their time is dear
-            break
-    row.host_seconds = host
-    steps = max(2, min(most, int(s.seconds / max(took, 1e-6))))
+        require_logits(row.what, greedy.logits, reference.logits)
+    row.host_seconds, took = alone(s, greedy.step)
+    row.steps = max(2, min(s.most_steps, int(s.seconds / max(took, 1e-6))))
     marks = Marks(s.device)
     marks.mark()
-    for _ in range(steps):
-        step()
+    for _ in range(row.steps):
+        greedy.step()
         marks.mark()
     times = marks.intervals()
-    row.seconds, row.steps = statistics.median(times), steps
+    row.seconds = statistics.median(times)
     row.spread = (max(times) - min(times)) / row.seconds
-
-    done(s.device)
-    if s.cuda:
-        row.peak_bytes = torch.cuda.max_memory_allocated(s.device) - before
+    row.peak_bytes = peak(s, before)
     if traced is not None:
-        traced(step)
-    tokens = [int(token) for token in said]
+        traced(greedy.step)
+    said = Reference(ids, greedy.logits, greedy.tokens(), row.host_seconds)
     if reference is not None:
-        same = same_prefix(tokens, reference.tokens)
-        if row.exact == "yes" and same < min(len(tokens), len(reference.tokens)):
-            raise tpde.InternalError(f"{row.what}: expected the tokens {reference.tokens}, got {tokens}")
-        if row.exact != "yes":
-            off = (kept.float() - reference.logits.float()).abs().max()
-            row.note = "; ".join(filter(None, (row.note, f"logits are off by up to {off:.3g}")))
-    return Reference(ids, kept, tokens)
+        row.resident_host_seconds = reference.host_seconds
+        compare(row, said, reference)
+    return said
+
+
+def alone(s: Settings, step: Callable[[], None]) -> tuple[float, float]:
+    """Returns how long a forward keeps its thread busy, and how long it takes if it is waited for."""
+    busy, took = [], 0.0
+    while len(busy) < _ALONE and took < 1:  # slow peers learn nothing, and their time is dear
+        done(s.device)
+        began, began_busy = time.perf_counter(), time.thread_time()
+        step()
+        busy.append(time.thread_time() - began_busy)
+        done(s.device)
+        took = time.perf_counter() - began
+    return statistics.median(busy[2:] or busy), took
+
+
+def compare(row: Figures, said: Reference, reference: Reference) -> None:
+    """Raises InternalError unless an exact row said the reference's tokens. Another row notes how far off it is."""
+    if row.exact != "yes":
+        off = (said.logits.float() - reference.logits.float()).abs().max()
+        row.add_note(f"logits are off by up to {off:.3g}")
+    elif same_prefix(said.tokens, reference.tokens) < min(len(said.tokens), len(reference.tokens)):
+        raise tpde.InternalError(f"{row.what}: expected the tokens {reference.tokens}, got {said.tokens}")
 
 
 @torch.no_grad()
 def measure_generation(
-    s: Settings, row: Figures, generate: Callable[[Tensor, int], tuple[Tensor, int]], reference: Reference, before: int
+    s: Settings,
+    row: Figures,
+    generate: Callable[[Tensor, int], tuple[Tensor, int]],
+    logits: Callable[[Tensor], Tensor],
+    reference: Reference,
+    before: int,
 ) -> None:
-    """Fills in a row of what makes several tokens a pass, as speculation does.
+    """Fills in a row of what makes several tokens a pass, as speculation does. The prompt's pass counts, too.
 
     generate: returns the tokens [1, n] that follow a prompt [1, length], and the passes of the verifying model that
-        they took. They are compared with what the resident model says.
+        they took. logits: of that model, [1, length, vocabulary], without what makes several tokens.
     """
     count = min(len(reference.tokens), s.most_steps * 4)
+    forget_peak(s)
+    require_logits(row.what, logits(reference.ids), reference.logits)
+    generate(reference.ids, count)  # learns how much to draft, captures graphs
+    times, passes, busy = [], 0, 0.0
+    while not times or (sum(times) < s.seconds and len(times) < 8):
+        marks, began = Marks(s.device), time.thread_time()
+        marks.mark()
+        tokens, took = generate(reference.ids, count)
+        marks.mark()
+        busy += time.thread_time() - began
+        times += marks.intervals()
+        passes += took
+    row.peak_bytes = peak(s, before)
+    row.seconds, row.steps = sum(times) / passes, passes
+    row.spread = (max(times) - min(times)) / statistics.median(times)
+    row.tokens_per_pass, row.host_seconds = len(times) * count / passes, busy / passes
+    row.add_note(f"{row.tokens_per_pass:.2f} tokens a pass, prompt included")
+    if tokens.shape != (1, count):
+        raise tpde.InternalError(f"{row.what}: expected {count} tokens, got {list(tokens.shape)}")
+    require_tokens(row, tokens, logits, reference)
+
+
+def require_tokens(row: Figures, tokens: Tensor, logits: Callable[[Tensor], Tensor], reference: Reference) -> None:
+    """Raises InternalError unless tokens [1, n] are the reference's, and notes that they are.
+
+    A forward over several tokens may round otherwise than those over one that the reference made. So from the first
+    difference on each token must be as good as the largest logit behind those before it, within _TIE steps of bf16.
+    """
+    said = tokens.flatten().tolist()
+    same = same_prefix(said, reference.tokens)
+    if same == len(said):
+        row.add_note(f"all {same} tokens are the resident model's")
+        return
+    behind = logits(torch.cat((reference.ids, tokens), 1))[0, reference.ids.shape[1] - 1 : -1].float()
+    largest = behind.max(-1).values
+    missing = largest - behind.gather(1, tokens.flatten()[:, None]).flatten()
+    steps = float((missing / torch.exp2(torch.frexp(largest).exponent - 8.0)).max())
+    if steps > _TIE:
+        raise tpde.InternalError(f"{row.what}: expected the tokens {reference.tokens[: len(said)]}, got {said}")
+    row.add_note(f"the first {same} of {len(said)} tokens are the resident model's, then two logits were a tie")
+
+
+def forget_peak(s: Settings) -> None:
     if s.cuda:
         torch.cuda.synchronize(s.device)
         torch.cuda.reset_peak_memory_stats(s.device)
-    generate(reference.ids, min(count, 4))
-    marks, busy = Marks(s.device), time.thread_time()
-    marks.mark()
-    tokens, passes = generate(reference.ids, count)
-    marks.mark()
-    busy = time.thread_time() - busy
-    said = tokens.flatten().tolist()
-    if said != reference.tokens[:count]:
-        raise tpde.InternalError(f"{row.what}: expected the tokens {reference.tokens[:count]}, got {said}")
-    row.seconds, row.steps = sum(marks.intervals()) / passes, passes
-    row.tokens_per_pass, row.host_seconds = count / passes, busy / passes
-    row.note = "; ".join(filter(None, (row.note, f"{row.tokens_per_pass:.2f} tokens a pass, prompt included")))
-    if s.cuda:
-        row.peak_bytes = torch.cuda.max_memory_allocated(s.device) - before
+
+
+def peak(s: Settings, before: int) -> int | None:
+    """Bytes that were allocated at most since `forget_peak`, less those that were `before`. Waits for the device."""
+    done(s.device)
+    return torch.cuda.max_memory_allocated(s.device) - before if s.cuda else None
 
 
 def same_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -40,6 +41,12 @@ class HostWeights:
             put(model, name.removesuffix(".weight"), tensor)
         return model
 
+    def of(self, s: Settings) -> HostWeights:
+        """The same memory, for models of another kind."""
+        other = copy.copy(self)
+        other.s = s
+        return other
+
     def pin(self) -> None:
         """Page-locks them, once."""
         if not self.arena.pinned:
@@ -73,7 +80,12 @@ def accelerate_offload(s: Settings, weights: HostWeights) -> Iterator[nn.Module]
 
 @contextlib.contextmanager
 def diffusers_blocks(s: Settings, weights: HostWeights) -> Iterator[nn.Module]:
-    """diffusers' group offloading with streams and pinned memory: a group is a block; lm_head is one of its own."""
+    """diffusers' group offloading with streams and pinned memory: a group is a block.
+
+    lm_head stays in VRAM: where a leaf is a root of its own, diffusers (0.42.1) queues its copy and never waits for it.
+    The embedding crosses there and back in each forward, from pageable memory: diffusers gives no stream to what is
+    beside the blocks.
+    """
     yield _diffusers(s, weights, "block_level")
 
 
@@ -94,43 +106,8 @@ def _diffusers(s: Settings, weights: HostWeights, level: str) -> nn.Module:
         apply_group_offloading(model, offload_type=level, **options)
     else:
         apply_group_offloading(model.model, offload_type=level, num_blocks_per_group=1, **options)
-        apply_group_offloading(model.lm_head, offload_type="leaf_level", **options)
+        model.lm_head.to(s.device)
     return model
-
-
-@contextlib.contextmanager
-def group_offload(s: Settings, weights: HostWeights) -> Iterator[nn.Module]:
-    """What diffusers does, in our own hooks, for machines without it: parameters of a block are copied one by one from
-    pinned memory on a side stream while the block before runs; memory is torch's, and given back after use."""
-    weights.pin()
-    model: Any = weights.model()
-    blocks = [*model.model.layers, model.lm_head]
-    place_others(model.model, s.device)
-    stream = torch.cuda.Stream(s.device) if s.cuda else None
-    homes = [[(p, p.data) for p in block.parameters()] for block in blocks]
-
-    def load(number: int) -> None:
-        use = torch.cuda.current_stream(s.device) if s.cuda else None
-        with on(stream):
-            for p, home in homes[number]:
-                p.data = home.to(s.device, non_blocking=True)
-                if use is not None:
-                    p.data.record_stream(use)
-
-    def before(number: int) -> None:
-        if stream is not None:
-            stream.synchronize()  # as diffusers waits for its last transfer
-        load((number + 1) % len(blocks))
-
-    def after(number: int) -> None:
-        for p, home in homes[number]:
-            p.data = home
-
-    for number, block in enumerate(blocks):
-        block.register_forward_pre_hook(lambda *_, number=number: before(number))
-        block.register_forward_hook(lambda *_, number=number: after(number))
-    load(0)
-    yield model
 
 
 class PinnedStream:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,13 +16,17 @@ import torch
 from llama_shape import Runner, empty_model, logits_layer_by_layer, matrix, prompt, put
 from offload_measure import (
     PROMPT,
+    TRACED,
     Figures,
+    Marks,
     Reference,
     Settings,
     allocated,
     done,
+    forget_peak,
     measure,
     measure_generation,
+    peak,
     require_logits,
 )
 from offload_peers import HostWeights
@@ -205,40 +210,67 @@ class Streamed:
     def row(self, budget: str) -> Figures:
         """budget: "base", "compressed", "all", or GiB."""
         s, runtime = self.s, self.runtime
-        began = time.perf_counter()
-        bytes_, reserve = self._budget(budget)
-        if s.cuda:
-            torch.cuda.reset_peak_memory_stats(s.device)
-        plan = runtime.set_vram(bytes_, reserve=reserve)
-        planning_peak = torch.cuda.max_memory_allocated(s.device) - self.before if s.cuda else None
-        done(s.device)
-        row = self._figures(budget)
-        row.setup_seconds = self.setup_seconds + time.perf_counter() - began
+        row = self._planned(budget)
         print(f"\n{row.what}\n" + "\n".join(runtime.report().splitlines()[-6:]), flush=True)
-        measure(s, row, self.model, self.reference, self.before, traced=lambda step: traced(row, runtime, step))
-        runtime.synchronize()
-        row.more["streamed_bytes"], row.more["decoded_bytes"] = plan.streamed_bytes, plan.decoded_bytes
-        row.more["planning_peak_bytes"] = planning_peak
-        row.more["predicted_seconds"], row.more["limit"] = plan.seconds, plan.limit
-        if row.peak_bytes is not None and row.peak_bytes > runtime.vram:
-            row.note = f"over its budget by {(row.peak_bytes - runtime.vram) / 2**20:.0f} MiB"
-        return row
+        measure(s, row, self.model, self.reference, self.before, traced=lambda step: traced(s, row, runtime, step))
+        return self._done(row)
 
     def generated(
         self, budget: str, what: str, generate: Callable[[nn.Module, Tensor, int], tuple[Tensor, int]]
     ) -> Figures:
         """A row of what makes several tokens a pass. generate: as for `measure_generation`, of the streamed model."""
-        bytes_, reserve = self._budget(budget)
-        self.runtime.set_vram(bytes_, reserve=reserve)
-        row = self._figures(budget, f", {what}")
-        measure_generation(self.s, row, lambda ids, n: generate(self.model, ids, n), self.reference, self.before)
-        self.runtime.synchronize()
+        return self._generated(self._planned(budget, f", {what}"), generate)
+
+    def speculated(self, budget: str) -> Figures:
+        """A row of self-speculation, which wants a model of transformers."""
+        row = self._planned(budget, ", self-speculation")
+        speculation = tpde.SelfSpeculation(self.model)
+
+        def generate(model: nn.Module, ids: Tensor, n: int) -> tuple[Tensor, int]:
+            before = self.runtime.measured().passes
+            mask = torch.ones_like(ids)
+            said = speculation.generate(input_ids=ids, attention_mask=mask, max_new_tokens=n, do_sample=False)
+            return said[:, ids.shape[1] :], self.runtime.measured().passes - before
+
+        self._generated(row, generate)
+        counts = speculation.counts
+        row.add_note(f"{counts.share:.1%} of drafted tokens accepted")
+        row.more |= {"rounds": counts.rounds, "drafted": counts.drafted, "accepted": counts.accepted}
+        if speculation.why_no_graph and self.s.cuda:
+            row.add_note(f"drafts without a CUDA graph: {speculation.why_no_graph}")
         return row
 
-    def _figures(self, budget: str, more: str = "") -> Figures:
+    def _generated(self, row: Figures, generate: Callable[[nn.Module, Tensor, int], tuple[Tensor, int]]) -> Figures:
+        def logits(ids: Tensor) -> Tensor:
+            return Runner(self.model, self.s.shape, self.s.device, ids.shape[1])(ids)
+
+        measure_generation(
+            self.s, row, lambda ids, n: generate(self.model, ids, n), logits, self.reference, self.before
+        )
+        return self._done(row)
+
+    def _planned(self, budget: str, more: str = "") -> Figures:
+        """Moves the model to a budget. Returns the row for it."""
+        began = time.perf_counter()
+        bytes_, reserve = self._budget(budget)
+        forget_peak(self.s)
+        self.runtime.set_vram(bytes_, reserve=reserve)
+        planning_peak = peak(self.s, self.before)
         names = {"base": "base alone resident", "compressed": "all resident, compressed", "all": "all resident"}
-        what = f"tpde, base {self.base}: {names.get(budget, f'{budget} GiB')}{more}"
-        return Figures(what, "yes", budget_bytes=self.runtime.vram, ratio=self.packing.ratio)
+        what = f"tpde, base {self.base}{more}: {names.get(budget, f'{budget} GiB')}"
+        row = Figures(what, "yes", budget_bytes=self.runtime.vram, ratio=self.packing.ratio)
+        row.setup_seconds = self.setup_seconds + time.perf_counter() - began
+        row.more["planning_peak_bytes"] = planning_peak
+        return row
+
+    def _done(self, row: Figures) -> Figures:
+        self.runtime.synchronize()
+        plan = self.runtime.plan
+        row.more["streamed_bytes"], row.more["decoded_bytes"] = plan.streamed_bytes, plan.decoded_bytes
+        row.more["predicted_seconds"], row.more["limit"] = plan.seconds, plan.limit
+        if row.peak_bytes is not None and row.peak_bytes > self.runtime.vram:
+            row.add_note(f"over its budget by {(row.peak_bytes - self.runtime.vram) / 2**20:.0f} MiB")
+        return row
 
     def _budget(self, budget: str) -> tuple[int, int | None]:
         if budget == "base":
@@ -265,23 +297,25 @@ class Streamed:
         return high + reserve, reserve
 
 
-def traced(row: Figures, runtime: Runtime, step: Callable[[], object]) -> None:
-    """Has the last of three passes traced, and notes how busy the copy engine was."""
+def traced(s: Settings, row: Figures, runtime: Runtime, step: Callable[[], object]) -> None:
+    """Has passes traced that follow each other without a wait, and notes how busy the copy engine was: the time of one
+    pass's copies by the time from one pass to the next."""
     runtime.trace()
-    for _ in range(3):
+    marks = Marks(s.device)
+    for _ in range(TRACED):
+        marks.mark()
         step()
-    measured, spans = runtime.measured(), runtime.spans()
+    marks.mark()
+    measured, seconds = runtime.measured(), statistics.median(marks.intervals()[2:])
     runtime.trace(False)
     row.more["traced"] = {
-        "pass": measured.seconds,
+        "pass": seconds,
         "copy": measured.copy_seconds,
         "decode": measured.decode_seconds,
         "copied_bytes": measured.copied_bytes,
     }
-    copies = [(begin, end) for kind, begin, end in spans if kind == "copy"]
-    if copies:
-        length = max(end for _, end in copies) - min(begin for begin, _ in copies)
-        row.copy_busy = sum(end - begin for begin, end in copies) / length if length else None
+    if measured.copied_bytes and measured.copy_seconds:
+        row.copy_busy = min(measured.copy_seconds / seconds, 1.0)
 
 
 # ---- the giant ------------------------------------------------------------------------
@@ -334,7 +368,7 @@ def giant(s: Settings, base: str, budget_bytes: int, enforced: bool) -> Figures:
         said: dict[str, Tensor] = {}
         with heard(model, said), torch.no_grad():
             Runner(model, s.shape, s.device, PROMPT)(prompt(s.shape, PROMPT, s.device))
-        got = measure(s, row, model, None, before, traced=lambda step: traced(row, runtime, step))
+        got = measure(s, row, model, None, before, traced=lambda step: traced(s, row, runtime, step))
         runtime.synchronize()
         row.more["reserved_bytes"] = torch.cuda.max_memory_reserved(s.device) if s.cuda else None
         row.more["planned_bytes"] = runtime.vram

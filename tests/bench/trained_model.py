@@ -78,9 +78,7 @@ def text(most_bytes: int) -> tuple[Tensor, Tensor]:
         except OSError:
             continue
         (held_out if len(held_out) < most_bytes // 50 and len(train) > 40 * len(held_out) else train).extend(content)
-    pair = (torch.frombuffer(part, dtype=torch.uint8) for part in (train, held_out))
-    first, second = pair
-    return first, second
+    return torch.frombuffer(train, dtype=torch.uint8), torch.frombuffer(held_out, dtype=torch.uint8)
 
 
 def batch_of(data: Tensor, batch: int, length: int, g: torch.Generator) -> Tensor:
