@@ -57,6 +57,8 @@ def test_rows_are_verified_and_written(tmp_path):
     resident = rows.pop("resident bf16")
     assert resident["host_seconds"] > 0 and resident["resident_host_seconds"] is None
     assert all(row["resident_host_seconds"] == resident["host_seconds"] for row in rows.values())
+    graphs = {what for what, row in rows.items() if row["captured_seconds"] is not None}
+    assert graphs == rows.keys() - {"pinned double-buffered bf16 stream"} and resident["captured_seconds"] > 0
     base = rows["tpde, base int4: base alone resident"]
     assert base["more"]["streamed_bytes"] > 0 and base["copy_busy"] is not None
     assert rows["tpde, base int4: all resident, compressed"]["more"]["streamed_bytes"] == 0
@@ -85,6 +87,20 @@ def test_self_speculation_stands_beside_accelerate(tmp_path, kind):
     assert row["more"]["times_accelerate"] == row["tokens_per_second"] / accelerate["tokens_per_second"]
     said = f"x accelerate cpu_offload{suffix}; random weights, --clear"
     assert "of drafted tokens accepted" in row["note"] and said in row["note"] and "resident model's" in row["note"]
+
+
+def test_a_cache_of_fixed_size_says_the_same():
+    model = filled(TINY, "plain", CPU).float()
+    ids = prompt(TINY, 9, CPU)
+    growing, fixed = (Runner(model, TINY, CPU, 20) for _ in range(2))
+    for runner in (growing, fixed):
+        runner._cache.keys, runner._cache.values = runner._cache.keys.float(), runner._cache.values.float()
+        runner._cache.cos, runner._cache.sin = runner._cache.cos.float(), runner._cache.sin.float()
+    with torch.no_grad():
+        growing(ids), fixed(ids)
+        fixed.fix()
+        for token in ids[:, :6].T:
+            torch.testing.assert_close(fixed(token[None]), growing(token[None]), rtol=1e-4, atol=1e-4)
 
 
 def test_a_giant_is_compared_block_by_block(tmp_path):

@@ -10,7 +10,8 @@ them. Time is the median between tokens, on the device; GB/s are the bf16 bytes 
 the most that torch allocated from the prompt on, without what cuBLAS keeps for itself (some 40 MiB in every row). Host
 CPU is the time that a forward keeps its thread busy, of that of a forward, and what of it the resident model does not
 take: what offloading adds. The copy engine's share is that of the time from one forward to the next, of passes whose
-copies are timed. GB are 10^9 bytes, GiB 2^30.
+copies are timed. A forward of the plain model that makes one token is also captured in a CUDA graph where the row
+allows it, in a cache of fixed size, and replayed; logits are compared again. GB are 10^9 bytes, GiB 2^30.
 
 Rows of self-speculation generate with transformers, the time of the prompt and of all drafts included; they stand
 beside accelerate's row of the same model, whose time has no prompt in it. Their host CPU is that of a pass and its
@@ -39,7 +40,17 @@ import torch
 from gpu_timing import gpu_environment
 from llama_shape import ASSUMED, CLEAR, HOW, SIZES, filled
 from offload_loading import Loading
-from offload_measure import Figures, Reference, Settings, allocated, limited, link_gigabytes, measure
+from offload_measure import (
+    Figures,
+    Reference,
+    Settings,
+    allocated,
+    captured,
+    limited,
+    link_gigabytes,
+    measure,
+    require_logits,
+)
 from offload_peers import HostWeights
 from offload_tpde import Streamed, agreement, giant
 from torch import nn
@@ -59,6 +70,7 @@ PEERS: dict[str, tuple[Peer, str, str]] = {
     "bnb8": (offload_peers.bitsandbytes_8bit, "no", "bitsandbytes int8, all in VRAM"),
     "bnb4": (offload_peers.bitsandbytes_4bit, "no", "bitsandbytes NF4, all in VRAM"),
 }
+CAPTURED = ("dfloat11", "bnb8", "bnb4")  # CUDA graphs are tried; the others wait, or copy ahead from pass to pass
 OURS = ("int4", "none")
 NOTHING_STREAMED = ("compressed", "all")
 ORDER = (
@@ -67,7 +79,10 @@ ORDER = (
     *OURS,
     *("bnb8", "bnb4", "dfloat11"),  # kernels of others last: one that fails may take the CUDA context along
 )
-HEAD = ("", "exact", "VRAM GiB", "GB/s", "tokens/s", "host CPU", "beyond resident", "copy engine", "note")
+HEAD = (
+    "", "exact", "VRAM GiB", "GB/s", "tokens/s", "host CPU", "beyond resident", "copy engine", "tokens/s in a graph",
+    "its host CPU", "note",
+)  # fmt: skip
 
 
 class Table:
@@ -99,8 +114,8 @@ def cells(row: Figures, model_bytes: int) -> tuple[str, ...]:
     def text(value: float | None, how: str) -> str:
         return "-" if value is None else format(value, how)
 
-    def host(seconds: float | None) -> str:
-        return "-" if seconds is None or not row.seconds else f"{1e3 * seconds:.1f} ms, {seconds / row.seconds:.1%}"
+    def host(seconds: float | None, all_seconds: float | None = row.seconds) -> str:
+        return "-" if seconds is None or not all_seconds else f"{1e3 * seconds:.1f} ms, {seconds / all_seconds:.1%}"
 
     gigabytes = model_bytes / row.seconds / 1e9 if row.seconds else None
     tokens = row.tokens_per_second
@@ -118,6 +133,8 @@ def cells(row: Figures, model_bytes: int) -> tuple[str, ...]:
         host(row.host_seconds),
         host(added),
         text(row.copy_busy, ".1%"),
+        text(row.captured_tokens_per_second, ".3g"),
+        host(row.captured_host_seconds, row.captured_seconds),
         "; ".join(filter(None, (ratio, row.note))),
     )
 
@@ -150,7 +167,8 @@ def resident(s: Settings, what: str, make: Callable[[], nn.Module]) -> tuple[Fig
     began = time.perf_counter()
     model = make()
     row = Figures(what, "yes", setup_seconds=time.perf_counter() - began)
-    reference = measure(dataclasses.replace(s, most_steps=4 * s.most_steps), row, model, None, before)
+    longer = dataclasses.replace(s, most_steps=4 * s.most_steps)
+    reference = measure(longer, row, model, None, before, capture=True)
     return row, reference, model
 
 
@@ -164,6 +182,14 @@ def peer(s: Settings, name: str, weights: HostWeights, reference: Reference, suf
         row.ratio = getattr(model, "ratio", None)
         allocated(s.device)
         measure(s, row, model, reference, before)
+        if name in CAPTURED and s.kind == "plain":
+            try:
+                logits = captured(s, row, model, reference.ids)
+            except Exception as error:
+                row.add_note(f"not in a CUDA graph: {str(error).splitlines()[0][:80]}")
+            else:
+                if exact == "yes" and reference.captured_logits is not None:
+                    require_logits(f"{row.what}, in a CUDA graph", logits, reference.captured_logits)
     return row
 
 

@@ -127,6 +127,41 @@ class Cache:
         angles = torch.arange(capacity, device=device)[:, None] * inverse.repeat(2)
         self.cos, self.sin = angles.cos().bfloat16(), angles.sin().bfloat16()
         self.length = 0
+        self.position: Tensor | None = None
+
+    def fix(self) -> None:
+        """From now on each call is of one token, and how many there are is known on the device alone, so that a call
+        can be captured in a CUDA graph. Attention looks at the whole capacity."""
+        self.position = torch.tensor([self.length], device=self.keys.device)
+        self._all = torch.arange(self.keys.shape[-2], device=self.keys.device)
+
+    def angles(self, n: int) -> tuple[Tensor, Tensor]:
+        """cos and sin [n, head] for the next n tokens."""
+        if self.position is not None:
+            return self.cos.index_select(0, self.position), self.sin.index_select(0, self.position)
+        return self.cos[self.length : self.length + n], self.sin[self.length : self.length + n]
+
+    def append(self, number: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys and values of a layer that the next tokens attend to, theirs included, and a mask if one is needed
+        that is not causal."""
+        if not self.keeps:
+            return k, v, None
+        keys, values = self.keys[number], self.values[number]
+        if self.position is not None:
+            keys.index_copy_(2, self.position, k), values.index_copy_(2, self.position, v)
+            return keys, values, (self._all <= self.position)[None]
+        begin, end = self.length, self.length + k.shape[2]
+        keys[:, :, begin:end], values[:, :, begin:end] = k, v
+        mask = None
+        if begin and k.shape[2] > 1:  # several tokens behind others
+            mask = torch.ones(k.shape[2], end, dtype=torch.bool, device=k.device).tril(begin)
+        return keys[:, :, :end], values[:, :, :end], mask
+
+    def advance(self, n: int) -> None:
+        if self.position is not None:
+            self.position += n
+        elif self.keeps:
+            self.length += n
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -155,21 +190,12 @@ class Attention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (linear(sizes[f"self_attn.{n}_proj"]) for n in "qkvo")
 
     def forward(self, x: Tensor, cache: Cache) -> Tensor:
-        begin, end = cache.length, cache.length + x.shape[1]
         q, k, v = (p(x).unflatten(-1, (-1, self.head)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
-        cos, sin = cache.cos[begin:end], cache.sin[begin:end]
-        k = rotated(k, cos, sin)
-        if cache.keeps:
-            keys, values = cache.keys[self.number], cache.values[self.number]
-            keys[:, :, begin:end], values[:, :, begin:end] = k, v
-            k, v = keys[:, :, :end], values[:, :, :end]
-        mask = None
-        if begin and x.shape[1] > 1:  # several tokens behind others
-            mask = torch.ones(x.shape[1], end, dtype=torch.bool, device=x.device).tril(begin)
+        cos, sin = cache.angles(x.shape[1])
+        k, v, mask = cache.append(self.number, rotated(k, cos, sin), v)
         attended = F.scaled_dot_product_attention(
-            rotated(q, cos, sin), k, v,
-            attn_mask=mask, is_causal=not begin and x.shape[1] > 1, enable_gqa=True,
-        )  # fmt: skip
+            rotated(q, cos, sin), k, v, attn_mask=mask, is_causal=mask is None and x.shape[1] > 1, enable_gqa=True
+        )
         out: Tensor = self.o_proj(attended.transpose(1, 2).flatten(2))
         return out
 
@@ -208,7 +234,7 @@ class Inner(nn.Module):
         x = self.embed_tokens(ids)
         for layer in self.layers:
             x = layer(x, cache)
-        cache.length += ids.shape[1] if cache.keeps else 0
+        cache.advance(ids.shape[1])
         out: Tensor = self.norm(x)
         return out
 
@@ -291,6 +317,10 @@ class Runner:
             from transformers import DynamicCache
 
             self._cache = DynamicCache()
+
+    def fix(self) -> None:
+        """Has each call be of one token from now on, and good for a CUDA graph. For the plain model."""
+        self._cache.fix()
 
     def __call__(self, ids: Tensor) -> Tensor:
         """Returns logits [1, ids.shape[1], vocabulary] of the tokens that follow those of all calls before."""

@@ -20,6 +20,9 @@ import tpde
 PROMPT = 16
 TRACED = 6
 """Forwards that `traced` of `measure` may make."""
+_CAPTURED = 8
+"""Tokens of a CUDA graph after which logits are compared."""
+_CAPACITY = 256
 _ALONE = 8
 """Forwards that are waited for one by one, at most; the first two learn the order of layers."""
 _TIE = 3
@@ -44,6 +47,9 @@ class Figures:
     """Of the thread that calls the forward, on a processor."""
     resident_host_seconds: float | None = None
     """The same of the resident model."""
+    captured_seconds: float | None = None
+    """Of a forward pass that makes one token, replayed as a CUDA graph; the host does nothing else."""
+    captured_host_seconds: float | None = None
     copy_busy: float | None = None
     """Share of the time from one forward to the next in which the copy engine worked."""
     ratio: float | None = None
@@ -55,6 +61,10 @@ class Figures:
     @property
     def tokens_per_second(self) -> float | None:
         return self.tokens_per_pass / self.seconds if self.seconds else None
+
+    @property
+    def captured_tokens_per_second(self) -> float | None:
+        return 1 / self.captured_seconds if self.captured_seconds else None
 
     def add_note(self, text: str) -> None:
         self.note = "; ".join(filter(None, (self.note, text)))
@@ -70,6 +80,8 @@ class Reference:
     tokens: list[int]
     """That follow greedily."""
     host_seconds: float
+    captured_logits: Tensor | None = None
+    """[1, 1, vocabulary], in host memory, behind _CAPTURED tokens of a CUDA graph."""
 
 
 @dataclass(frozen=True)
@@ -160,12 +172,13 @@ def measure(
     reference: Reference | None,
     before: int,
     traced: Callable[[Callable[[], None]], None] | None = None,
+    capture: bool = False,
 ) -> Reference:
     """Fills in a row, and returns what the model said.
 
     reference: to compare with; None: this is it. A row that is not exact is compared, too, and says how far it is off.
     before: bytes that were allocated before the row's model was made. traced: called at the end, with what makes one
-        more token, TRACED times at most.
+        more token, TRACED times at most. capture: measure CUDA graphs, too, of plain models.
     """
     ids = prompt(s.shape, PROMPT, s.device)
     forget_peak(s)
@@ -185,10 +198,47 @@ def measure(
     row.peak_bytes = peak(s, before)
     if traced is not None:
         traced(greedy.step)
-    said = Reference(ids, greedy.logits, greedy.tokens(), row.host_seconds)
+    graph = captured(s, row, model, ids) if capture and s.kind == "plain" else None
+    said = Reference(ids, greedy.logits, greedy.tokens(), row.host_seconds, graph)
     if reference is not None:
         row.resident_host_seconds = reference.host_seconds
         compare(row, said, reference)
+    return said
+
+
+@torch.no_grad()
+def captured(s: Settings, row: Figures, model: nn.Module, ids: Tensor) -> Tensor:
+    """Fills in what the row's model does as a CUDA graph that makes a token. Returns logits behind _CAPTURED tokens.
+
+    On a CPU, where there are no graphs, the same forward runs again and again.
+    """
+    runner = Runner(model, s.shape, s.device, _CAPACITY)  # the same for all rows: attention looks at all of it
+    token = runner(ids)[:, -1:].argmax(-1)
+    runner.fix()
+    logits = runner(token)
+
+    def step() -> None:
+        out = runner(token)
+        logits.copy_(out)
+        token.copy_(out.argmax(-1))
+
+    replay = step
+    if s.cuda:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        replay = graph.replay
+    for _ in range(_CAPTURED):
+        replay()
+    said = logits.to("cpu", copy=True)
+    marks, began = Marks(s.device), time.thread_time()
+    marks.mark()
+    for _ in range(min(row.steps, _CAPACITY - ids.shape[1] - _CAPTURED - 3)):
+        replay()
+        marks.mark()
+    busy = time.thread_time() - began
+    times = marks.intervals()
+    row.captured_seconds, row.captured_host_seconds = statistics.median(times), busy / len(times)
     return said
 
 
@@ -212,6 +262,8 @@ def compare(row: Figures, said: Reference, reference: Reference) -> None:
         row.add_note(f"logits are off by up to {off:.3g}")
     elif same_prefix(said.tokens, reference.tokens) < min(len(said.tokens), len(reference.tokens)):
         raise tpde.InternalError(f"{row.what}: expected the tokens {reference.tokens}, got {said.tokens}")
+    elif said.captured_logits is not None and reference.captured_logits is not None:
+        require_logits(f"{row.what}, in a CUDA graph", said.captured_logits, reference.captured_logits)
 
 
 @torch.no_grad()

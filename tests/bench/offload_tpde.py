@@ -212,7 +212,8 @@ class Streamed:
         s, runtime = self.s, self.runtime
         row = self._planned(budget)
         print(f"\n{row.what}\n" + "\n".join(runtime.report().splitlines()[-6:]), flush=True)
-        measure(s, row, self.model, self.reference, self.before, traced=lambda step: traced(s, row, runtime, step))
+        timed = lambda step: traced(s, row, runtime, step)  # noqa: E731
+        measure(s, row, self.model, self.reference, self.before, timed, capture=True)
         return self._done(row)
 
     def generated(
