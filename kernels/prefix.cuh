@@ -43,6 +43,19 @@ struct Shared {
   TPDE_FN u32 byte() const { return *address; }
 #endif
   TPDE_FN Shared plus(u32 bytes) const { return Shared{address + bytes}; }
+  // 16 bytes, which are written again and again: behind a wait, and before a copy.
+  TPDE_FN Group group() const {
+    Group g;
+#ifdef __CUDA_ARCH__
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(g.w[0]), "=r"(g.w[1]), "=r"(g.w[2]), "=r"(g.w[3])
+                 : "r"(address)
+                 : "memory");
+#else
+    g = load_whole(address);
+#endif
+    return g;
+  }
 };
 
 // The same for global memory.
@@ -132,9 +145,10 @@ struct Decoding {
     behind += t.keys / 4;
     if (t.copies == 1) {
       stage(entries, behind, t.entries, i, threads);
-    } else {
+    } else {  // copied one by one, but all of them at once
+      const u32 shift = 31 - leading_zeros(t.copies);
 #pragma unroll 4
-      for (; i < t.copies * t.entries; i += threads) entries[i] = behind[i / t.copies];
+      for (; i < t.copies * t.entries; i += threads) copy_4(entries + i, behind + (i >> shift));
     }
   }
   // The context of the part in the low half of x, or in the high one.
@@ -206,15 +220,15 @@ struct Bits {
 };
 
 // Decodes the coded parts of 8 words, two to a register. Keyed: there are
-// several contexts. Pair: no code is longer than kPairBits. Part: only the
-// first `count` words exist.
+// several contexts, and these are the words'. Pair: no code is longer than
+// kPairBits. Part: only the first `count` words exist.
 template <bool Keyed, bool Pair, bool Part, typename Memory>
-TPDE_FN void decode_parts(u32* parts, Bits<Memory>& bits, const Decoding& d, u32 count) {
+TPDE_FN void decode_parts(u32* parts, const u32* contexts, Bits<Memory>& bits, const Decoding& d, u32 count) {
 #pragma unroll
   for (u32 i = 0; i < 4; i++) {
     const u32 x = parts[i];
-    const u32 first = Keyed ? d.context_of(x, false) : 0;
-    const u32 second = Keyed ? d.context_of(x, true) : 0;
+    const u32 first = Keyed ? contexts[2 * i] : 0;
+    const u32 second = Keyed ? contexts[2 * i + 1] : 0;
     const u32 window = bits.peek();
     u32 a = d.find<Memory::kNear>(first, window);
     if (Part && 2 * i >= count) a = 0;
@@ -351,6 +365,26 @@ TPDE_FN void put_parts(const Block<Word>& b, const Row<Word>& row, u32 half, con
   }
 }
 
+// The contexts of the words of a row.
+template <typename Word>
+struct Contexts {
+  u32 of[Shape<Word>::kWords];
+};
+
+template <bool Keyed, typename Word>
+TPDE_FN Contexts<Word> find_contexts(const Block<Word>& b, const Row<Word>& row, const Decoding& d) {
+  Contexts<Word> c;
+  if (!Keyed) return c;
+#pragma unroll
+  for (u32 i = 0; i < Shape<Word>::kWords; i += 8) {
+    u32 parts[4];
+    take_parts(b, row, i / 8, parts);
+#pragma unroll
+    for (u32 j = 0; j < 8; j++) c.of[i + j] = d.context_of(parts[j / 2], j % 2);
+  }
+  return c;
+}
+
 // Puts the exceptions among words `first` to first + count - 1 in their place.
 // Needed where what comes out is not the target itself, so that a word that is
 // already stored cannot be mended: the add residual in place.
@@ -375,15 +409,15 @@ TPDE_FN void put_exceptions(const Block<Word>& b, u32 first, u32 count, Group* o
 // Decodes and stores what a lane owns of a row, `count` words from `first` on.
 // Part: they may be less than all, and not aligned.
 template <typename Word, bool Keyed, bool Pair, bool Part, typename Memory>
-TPDE_FN void decode_row(const Block<Word>& b, const Row<Word>& row, Bits<Memory>& bits, const Decoding& d, u32 first,
-                        u32 count) {
+TPDE_FN void decode_row(const Block<Word>& b, const Row<Word>& row, const Contexts<Word>& contexts, Bits<Memory>& bits,
+                        const Decoding& d, u32 first, u32 count) {
   const u32 per = 16 / sizeof(Word);
   Group out[Shape<Word>::kVectors];
 #pragma unroll
   for (u32 half = 0; half < Shape<Word>::kWords / 8; half++) {
     u32 parts[4];
     take_parts(b, row, half, parts);
-    decode_parts<Keyed, Pair, Part>(parts, bits, d, count > 8 * half ? count - 8 * half : 0);
+    decode_parts<Keyed, Pair, Part>(parts, contexts.of + 8 * half, bits, d, count > 8 * half ? count - 8 * half : 0);
     put_parts(b, row, half, parts, out);
   }
 #ifdef ADD
@@ -406,22 +440,79 @@ TPDE_FN void decode_row(const Block<Word>& b, const Row<Word>& row, Bits<Memory>
   }
 }
 
-// The first rows of a block with aligned rows, which a lane loads before it knows
-// where its bit string is.
-template <typename Word>
-TPDE_FN void load_first(const Block<Word>& b, u32 lane, Row<Word>* queue) {
-  const u32 own = Shape<Word>::kWords, rows = b.words / Shape<Word>::kRow;
-  if (!is_aligned(b) || rows == 0) return;
-#pragma unroll
-  for (u32 i = 0; i < Shape<Word>::kAhead; i++) {
-    load_row<true>(b, min_u32(i, rows - 1) * Shape<Word>::kRow + lane * own, own, queue[i]);
-  }
+// Rows that are on their way to a lane, of a block whose rows are aligned. start()
+// asks for the first ones, before it is known where bit strings are.
 #ifdef QUANT
-  for (u32 i = Shape<Word>::kAhead; i < Shape<Word>::kFetch; i++) {
-    quant::prefetch_codes(b.run, min_u32(i, rows - 1) * Shape<Word>::kRow + lane * own);
+template <typename Word>
+struct Queue {
+  Row<Word> row[Shape<Word>::kAhead];
+
+  TPDE_FN void start(const Block<Word>& b, u32 rows, u32 own) {
+#pragma unroll
+    for (u32 i = 0; i < Shape<Word>::kFetch; i++) {
+      const u32 first = min_u32(i, rows - 1) * Shape<Word>::kRow + own;
+      if (i < Shape<Word>::kAhead) fetch(b, first, i); else quant::prefetch_codes(b.run, first);
+    }
   }
+  TPDE_FN void fetch(const Block<Word>& b, u32 first, u32 k) { load_row<true>(b, first, Shape<Word>::kWords, row[k]); }
+  // Makes base words of row k. `last` is where the last row starts.
+  TPDE_FN void prepare(const Block<Word>& b, u32 first, u32 last, u32 k) {
+    quant::prefetch_codes(b.run, min_u32(first + Shape<Word>::kFetch * Shape<Word>::kRow, last));
+    dequant_row<true>(b, first, Shape<Word>::kWords, row[k]);
+  }
+};
+#else
+// They lie in shared memory, and a lane copies what it takes: no other waits for
+// it. What is loaded to registers counts on few counters, and so a warp that waits
+// for one row has been seen to wait for all.
+template <typename Word>
+struct Queue {
+  u32* room;       // what the lane has of place 0
+  u32 head, tail;  // words from there to the place of the next row to take, and to fetch
+
+  // `words` is shared memory, kQueueWords.
+  TPDE_FN Queue(u32* words, u32 lane) : room(words + 4 * lane), head(0), tail(0) {}
+  TPDE_FN static void go_on(u32& at) {
+    at = at + Shape<Word>::kRowWords == Shape<Word>::kQueueWords ? 0 : at + Shape<Word>::kRowWords;
+  }
+  TPDE_FN void start(const Block<Word>& b, u32 rows, u32 own) {
+#pragma unroll
+    for (u32 i = 0; i < Shape<Word>::kAhead; i++) fetch(b, i * Shape<Word>::kRow + own, i < rows);
+  }
+  // Asks for a row, words from `first` on, if it exists. There is place for kAhead.
+  TPDE_FN void fetch(const Block<Word>& b, u32 first, bool exists) {
+    u32* to = room + tail;
+    go_on(tail);
+    if (exists && b.base) {
+#pragma unroll
+      for (u32 v = 0; v < Shape<Word>::kVectors; v++) {
+        copy_16(to + v * kLanes * 4, reinterpret_cast<const u32*>(b.base + first) + 4 * v);
+      }
+    }
+    if (exists && !b.sign_extended) {
+#pragma unroll
+      for (u32 p = 0; p < Shape<Word>::kPlanes; p++) {
+        copy_16(to + (Shape<Word>::kVectors + p) * kLanes * 4, b.planes + p * b.plane_words + first / 2);
+      }
+    }
+    commit_copies();
+  }
+  // The next row, or anything behind the last. Then there is a place for another.
+  TPDE_FN Row<Word> take(const Block<Word>& b) {
+    wait_copies_but<Shape<Word>::kAhead - 1>();
+    const Shared from = Shared::of(room + head);
+    go_on(head);
+    Row<Word> row;
+#pragma unroll
+    for (u32 v = 0; v < Shape<Word>::kVectors; v++) row.base[v] = b.base ? from.plus(v * kLanes * 16).group() : Group{{0, 0, 0, 0}};
+    if (!b.sign_extended) {
+#pragma unroll
+      for (u32 p = 0; p < Shape<Word>::kPlanes; p++) row.plane[p] = from.plus((Shape<Word>::kVectors + p) * kLanes * 16).group();
+    }
+    return row;
+  }
+};
 #endif
-}
 
 // Decodes and stores what a lane owns of a row that may not be whole.
 template <typename Word, bool Keyed, bool Pair, typename Memory>
@@ -431,38 +522,59 @@ TPDE_FN void decode_part(const Block<Word>& b, Bits<Memory>& bits, const Decodin
 #ifdef QUANT
   dequant_row<false>(b, first, count, row);
 #endif
-  decode_row<Word, Keyed, Pair, true>(b, row, bits, d, first, count);
+  decode_row<Word, Keyed, Pair, true>(b, row, find_contexts<Keyed>(b, row, d), bits, d, first, count);
 }
 
 // Decodes the bit string of a lane, which is bits `start` to `end` - 1 of
 // `count` words at `words`, which are in that memory, and writes the lane's
 // target words. Returns false if it ends elsewhere. Near: rows are aligned, and
-// `queue` is what load_first filled. The tables are in shared memory.
+// `queue` has been started. The tables are in shared memory.
 template <typename Word, bool Keyed, bool Pair, bool Near, typename Memory>
 TPDE_FN bool decode_lane(const Block<Word>& b, u32 lane, const Decoding& d, const u32* words, u32 count, u32 start,
-                         u32 end, Row<Word>* queue) {
-  const u32 own = Shape<Word>::kWords, row = Shape<Word>::kRow, ahead = Shape<Word>::kAhead;
+                         u32 end, Queue<Word>& queue) {
+  const u32 own = Shape<Word>::kWords, row = Shape<Word>::kRow;
   Bits<Memory> bits(words, count, start);
   u32 first = lane * own;
   if (Near) {
-    // A place of the queue is loaded again once its row is decoded; to move rows
-    // down a queue would be to wait for them. Behind the last one it is loaded
-    // once more.
-    const u32 rows = b.words / row, last = (rows - 1) * row + lane * own;
+    const u32 rows = b.words / row;
+#ifdef QUANT
+    // Behind the last row it is fetched once more.
+    const u32 last = (rows - 1) * row + lane * own;
     for (u32 i = 0; i < rows;) {
 #pragma unroll
-      for (u32 k = 0; k < ahead; k++) {
+      for (u32 k = 0; k < Shape<Word>::kAhead; k++) {
         if (i == rows) break;
-#ifdef QUANT
-        quant::prefetch_codes(b.run, min_u32(first + Shape<Word>::kFetch * row, last));
-        dequant_row<true>(b, first, own, queue[k]);
-#endif
-        decode_row<Word, Keyed, Pair, false>(b, queue[k], bits, d, first, own);
-        load_row<true>(b, min_u32(first + ahead * row, last), own, queue[k]);
+        queue.prepare(b, first, last, k);
+        decode_row<Word, Keyed, Pair, false>(b, queue.row[k], find_contexts<Keyed>(b, queue.row[k], d), bits, d, first, own);
+        queue.fetch(b, min_u32(first + Shape<Word>::kAhead * row, last), k);
         i++;
         first += row;
       }
     }
+#else
+    Row<Word> now;
+    Contexts<Word> contexts;
+    if (Shape<Word>::kEarly && rows > 0) {
+      now = queue.take(b);
+      contexts = find_contexts<Keyed>(b, now, d);
+    }
+#pragma unroll 1
+    for (u32 i = 0; i < rows; i++, first += row) {
+      const u32 later = first + Shape<Word>::kAhead * row;
+      const bool exists = i + Shape<Word>::kAhead < rows;
+      if (Shape<Word>::kEarly) {
+        queue.fetch(b, later, exists);
+        const Row<Word> next = queue.take(b);
+        const Contexts<Word> after = find_contexts<Keyed>(b, next, d);
+        decode_row<Word, Keyed, Pair, false>(b, now, contexts, bits, d, first, own);
+        now = next, contexts = after;
+      } else {
+        now = queue.take(b);
+        decode_row<Word, Keyed, Pair, false>(b, now, find_contexts<Keyed>(b, now, d), bits, d, first, own);
+        queue.fetch(b, later, exists);
+      }
+    }
+#endif
     if (first < b.words) decode_part<Word, Keyed, Pair>(b, bits, d, first, min_u32(b.words - first, own));
   } else {
 #pragma unroll 1
@@ -480,7 +592,7 @@ TPDE_FN bool decode_lane(const Block<Word>& b, u32 lane, const Decoding& d, cons
 // arithmetic takes long to compile.
 template <typename Word>
 TPDE_FN bool decode_lane(const Tables& t, const Block<Word>& b, u32 lane, const Decoding& d, bool near,
-                         const u32* words, u32 count, u32 start, u32 end, Row<Word>* queue) {
+                         const u32* words, u32 count, u32 start, u32 end, Queue<Word>& queue) {
   if (!near) return decode_lane<Word, true, false, false, Global>(b, lane, d, words, count, start, end, queue);
 #ifdef ADD
   return decode_lane<Word, true, false, true, Shared>(b, lane, d, words, count, start, end, queue);
