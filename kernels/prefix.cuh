@@ -499,7 +499,7 @@ struct Queue {
   }
   // The next row, or anything behind the last. Then there is a place for another.
   TPDE_FN Row<Word> take(const Block<Word>& b) {
-    wait_copies_but<Shape<Word>::kAhead - 1>();
+    wait_copies_but<Shape<Word>::kAhead - (Shape<Word>::kEarly ? 2 : 1)>();
     const Shared from = Shared::of(room + head);
     go_on(head);
     Row<Word> row;
@@ -552,27 +552,18 @@ TPDE_FN bool decode_lane(const Block<Word>& b, u32 lane, const Decoding& d, cons
       }
     }
 #else
-    Row<Word> now;
-    Contexts<Word> contexts;
-    if (Shape<Word>::kEarly && rows > 0) {
-      now = queue.take(b);
-      contexts = find_contexts<Keyed>(b, now, d);
-    }
+    // Early: of the row behind the one that is decoded, so that what is looked up
+    // comes meanwhile.
+    const bool early = Shape<Word>::kEarly;
+    Row<Word> now, next;
+    Contexts<Word> contexts, after;
+    if (early) now = queue.take(b), contexts = find_contexts<Keyed>(b, now, d);
 #pragma unroll 1
     for (u32 i = 0; i < rows; i++, first += row) {
-      const u32 later = first + Shape<Word>::kAhead * row;
-      const bool exists = i + Shape<Word>::kAhead < rows;
-      if (Shape<Word>::kEarly) {
-        queue.fetch(b, later, exists);
-        const Row<Word> next = queue.take(b);
-        const Contexts<Word> after = find_contexts<Keyed>(b, next, d);
-        decode_row<Word, Keyed, Pair, false>(b, now, contexts, bits, d, first, own);
-        now = next, contexts = after;
-      } else {
-        now = queue.take(b);
-        decode_row<Word, Keyed, Pair, false>(b, now, find_contexts<Keyed>(b, now, d), bits, d, first, own);
-        queue.fetch(b, later, exists);
-      }
+      next = queue.take(b), after = find_contexts<Keyed>(b, next, d);
+      decode_row<Word, Keyed, Pair, false>(b, early ? now : next, early ? contexts : after, bits, d, first, own);
+      queue.fetch(b, first + Shape<Word>::kAhead * row, i + Shape<Word>::kAhead < rows);
+      now = next, contexts = after;
     }
 #endif
     if (first < b.words) decode_part<Word, Keyed, Pair>(b, bits, d, first, min_u32(b.words - first, own));

@@ -55,7 +55,7 @@ struct Shape {
   static const u32 kFetch = 4;  // rows ahead of which codes are brought to the L2 cache
   static const u32 kQueueWords = 0;
 #else
-  static const u32 kAhead = sizeof(Word) <= 2 ? 4 : sizeof(Word) == 4 ? 2 : 1;
+  static const u32 kAhead = sizeof(Word) <= 2 ? 5 : sizeof(Word) == 4 ? 2 : 1;
   static const u32 kRowWords = (kVectors + kPlanes) * kLanes * 4;  // 32-bit words of base and planes
   static const u32 kQueueWords = kAhead * kRowWords;               // of shared memory, as the host counts them
   // Whether a row and its contexts are looked up while the one before is decoded.
