@@ -443,22 +443,27 @@ TPDE_FN void decode_row(const Block<Word>& b, const Row<Word>& row, const Contex
 // Rows that are on their way to a lane, of a block whose rows are aligned. start()
 // asks for the first ones, before it is known where bit strings are.
 #ifdef QUANT
+// There is one, whose codes are in registers; those of the rows behind are in the
+// L2 cache.
 template <typename Word>
 struct Queue {
-  Row<Word> row[Shape<Word>::kAhead];
+  static const bool kRefillFirst = true;  // the place is free once words are made of codes
+  Row<Word> row;
 
   TPDE_FN void start(const Block<Word>& b, u32 rows, u32 own) {
-#pragma unroll
-    for (u32 i = 0; i < Shape<Word>::kFetch; i++) {
-      const u32 first = min_u32(i, rows - 1) * Shape<Word>::kRow + own;
-      if (i < Shape<Word>::kAhead) fetch(b, first, i); else quant::prefetch_codes(b.run, first);
+    for (u32 i = 1; i < Shape<Word>::kFetch; i++) {
+      quant::prefetch_codes(b.run, min_u32(i, rows - 1) * Shape<Word>::kRow + own);
     }
+    load_row<true>(b, own, Shape<Word>::kWords, row);
   }
-  TPDE_FN void fetch(const Block<Word>& b, u32 first, u32 k) { load_row<true>(b, first, Shape<Word>::kWords, row[k]); }
-  // Makes base words of row k. `last` is where the last row starts.
-  TPDE_FN void prepare(const Block<Word>& b, u32 first, u32 last, u32 k) {
+  TPDE_FN void fetch(const Block<Word>& b, u32 first, bool exists) {
+    if (!exists) return;
+    load_row<true>(b, first, Shape<Word>::kWords, row);
+  }
+  TPDE_FN Row<Word> take(const Block<Word>& b, u32 first, u32 last) {
     quant::prefetch_codes(b.run, min_u32(first + Shape<Word>::kFetch * Shape<Word>::kRow, last));
-    dequant_row<true>(b, first, Shape<Word>::kWords, row[k]);
+    dequant_row<true>(b, first, Shape<Word>::kWords, row);
+    return row;
   }
 };
 #else
@@ -467,6 +472,7 @@ struct Queue {
 // for one row has been seen to wait for all.
 template <typename Word>
 struct Queue {
+  static const bool kRefillFirst = false;  // look-ups behind a copy would wait for it to be issued
   u32* room;       // what the lane has of place 0
   u32 head, tail;  // words from there to the place of the next row to take, and to fetch
 
@@ -498,7 +504,7 @@ struct Queue {
     commit_copies();
   }
   // The next row, or anything behind the last. Then there is a place for another.
-  TPDE_FN Row<Word> take(const Block<Word>& b) {
+  TPDE_FN Row<Word> take(const Block<Word>& b, u32, u32) {
     wait_copies_but<Shape<Word>::kAhead - (Shape<Word>::kEarly ? 2 : 1)>();
     const Shared from = Shared::of(room + head);
     go_on(head);
@@ -536,36 +542,19 @@ TPDE_FN bool decode_lane(const Block<Word>& b, u32 lane, const Decoding& d, cons
   Bits<Memory> bits(words, count, start);
   u32 first = lane * own;
   if (Near) {
-    const u32 rows = b.words / row;
-#ifdef QUANT
-    // Behind the last row it is fetched once more.
-    const u32 last = (rows - 1) * row + lane * own;
-    for (u32 i = 0; i < rows;) {
-#pragma unroll
-      for (u32 k = 0; k < Shape<Word>::kAhead; k++) {
-        if (i == rows) break;
-        queue.prepare(b, first, last, k);
-        decode_row<Word, Keyed, Pair, false>(b, queue.row[k], find_contexts<Keyed>(b, queue.row[k], d), bits, d, first, own);
-        queue.fetch(b, min_u32(first + Shape<Word>::kAhead * row, last), k);
-        i++;
-        first += row;
-      }
-    }
-#else
-    // Early: of the row behind the one that is decoded, so that what is looked up
-    // comes meanwhile.
-    const bool early = Shape<Word>::kEarly;
-    Row<Word> now, next;
+    const u32 rows = b.words / row, ahead = Shape<Word>::kAhead, last = (rows - 1) * row + lane * own;
+    const bool early = Shape<Word>::kEarly, refill_first = Queue<Word>::kRefillFirst;
+    Row<Word> now, next;  // early: the row that is decoded, and the one behind it
     Contexts<Word> contexts, after;
-    if (early) now = queue.take(b), contexts = find_contexts<Keyed>(b, now, d);
+    if (early) now = queue.take(b, first, last), contexts = find_contexts<Keyed>(b, now, d);
 #pragma unroll 1
     for (u32 i = 0; i < rows; i++, first += row) {
-      next = queue.take(b), after = find_contexts<Keyed>(b, next, d);
+      next = queue.take(b, first, last), after = find_contexts<Keyed>(b, next, d);
+      if (refill_first) queue.fetch(b, first + ahead * row, i + ahead < rows);
       decode_row<Word, Keyed, Pair, false>(b, early ? now : next, early ? contexts : after, bits, d, first, own);
-      queue.fetch(b, first + Shape<Word>::kAhead * row, i + Shape<Word>::kAhead < rows);
+      if (!refill_first) queue.fetch(b, first + ahead * row, i + ahead < rows);
       now = next, contexts = after;
     }
-#endif
     if (first < b.words) decode_part<Word, Keyed, Pair>(b, bits, d, first, min_u32(b.words - first, own));
   } else {
 #pragma unroll 1
