@@ -220,15 +220,15 @@ struct Bits {
 };
 
 // Decodes the coded parts of 8 words, two to a register. Keyed: there are
-// several contexts, and these are the words'. Pair: no code is longer than
-// kPairBits. Part: only the first `count` words exist.
+// several contexts. Pair: no code is longer than kPairBits. Part: only the
+// first `count` words exist.
 template <bool Keyed, bool Pair, bool Part, typename Memory>
-TPDE_FN void decode_parts(u32* parts, const u32* contexts, Bits<Memory>& bits, const Decoding& d, u32 count) {
+TPDE_FN void decode_parts(u32* parts, Bits<Memory>& bits, const Decoding& d, u32 count) {
 #pragma unroll
   for (u32 i = 0; i < 4; i++) {
     const u32 x = parts[i];
-    const u32 first = Keyed ? contexts[2 * i] : 0;
-    const u32 second = Keyed ? contexts[2 * i + 1] : 0;
+    const u32 first = Keyed ? d.context_of(x, false) : 0;
+    const u32 second = Keyed ? d.context_of(x, true) : 0;
     const u32 window = bits.peek();
     u32 a = d.find<Memory::kNear>(first, window);
     if (Part && 2 * i >= count) a = 0;
@@ -365,26 +365,6 @@ TPDE_FN void put_parts(const Block<Word>& b, const Row<Word>& row, u32 half, con
   }
 }
 
-// The contexts of the words of a row.
-template <typename Word>
-struct Contexts {
-  u32 of[Shape<Word>::kWords];
-};
-
-template <bool Keyed, typename Word>
-TPDE_FN Contexts<Word> find_contexts(const Block<Word>& b, const Row<Word>& row, const Decoding& d) {
-  Contexts<Word> c;
-  if (!Keyed) return c;
-#pragma unroll
-  for (u32 i = 0; i < Shape<Word>::kWords; i += 8) {
-    u32 parts[4];
-    take_parts(b, row, i / 8, parts);
-#pragma unroll
-    for (u32 j = 0; j < 8; j++) c.of[i + j] = d.context_of(parts[j / 2], j % 2);
-  }
-  return c;
-}
-
 // Puts the exceptions among words `first` to first + count - 1 in their place.
 // Needed where what comes out is not the target itself, so that a word that is
 // already stored cannot be mended: the add residual in place.
@@ -409,15 +389,15 @@ TPDE_FN void put_exceptions(const Block<Word>& b, u32 first, u32 count, Group* o
 // Decodes and stores what a lane owns of a row, `count` words from `first` on.
 // Part: they may be less than all, and not aligned.
 template <typename Word, bool Keyed, bool Pair, bool Part, typename Memory>
-TPDE_FN void decode_row(const Block<Word>& b, const Row<Word>& row, const Contexts<Word>& contexts, Bits<Memory>& bits,
-                        const Decoding& d, u32 first, u32 count) {
+TPDE_FN void decode_row(const Block<Word>& b, const Row<Word>& row, Bits<Memory>& bits, const Decoding& d, u32 first,
+                        u32 count) {
   const u32 per = 16 / sizeof(Word);
   Group out[Shape<Word>::kVectors];
 #pragma unroll
   for (u32 half = 0; half < Shape<Word>::kWords / 8; half++) {
     u32 parts[4];
     take_parts(b, row, half, parts);
-    decode_parts<Keyed, Pair, Part>(parts, contexts.of + 8 * half, bits, d, count > 8 * half ? count - 8 * half : 0);
+    decode_parts<Keyed, Pair, Part>(parts, bits, d, count > 8 * half ? count - 8 * half : 0);
     put_parts(b, row, half, parts, out);
   }
 #ifdef ADD
@@ -505,7 +485,7 @@ struct Queue {
   }
   // The next row, or anything behind the last. Then there is a place for another.
   TPDE_FN Row<Word> take(const Block<Word>& b, u32, u32) {
-    wait_copies_but<Shape<Word>::kAhead - (Shape<Word>::kEarly ? 2 : 1)>();
+    wait_copies_but<Shape<Word>::kAhead - 1>();
     const Shared from = Shared::of(room + head);
     go_on(head);
     Row<Word> row;
@@ -528,7 +508,7 @@ TPDE_FN void decode_part(const Block<Word>& b, Bits<Memory>& bits, const Decodin
 #ifdef QUANT
   dequant_row<false>(b, first, count, row);
 #endif
-  decode_row<Word, Keyed, Pair, true>(b, row, find_contexts<Keyed>(b, row, d), bits, d, first, count);
+  decode_row<Word, Keyed, Pair, true>(b, row, bits, d, first, count);
 }
 
 // Decodes the bit string of a lane, which is bits `start` to `end` - 1 of
@@ -543,17 +523,12 @@ TPDE_FN bool decode_lane(const Block<Word>& b, u32 lane, const Decoding& d, cons
   u32 first = lane * own;
   if (Near) {
     const u32 rows = b.words / row, ahead = Shape<Word>::kAhead, last = (rows - 1) * row + lane * own;
-    const bool early = Shape<Word>::kEarly, refill_first = Queue<Word>::kRefillFirst;
-    Row<Word> now, next;  // early: the row that is decoded, and the one behind it
-    Contexts<Word> contexts, after;
-    if (early) now = queue.take(b, first, last), contexts = find_contexts<Keyed>(b, now, d);
 #pragma unroll 1
     for (u32 i = 0; i < rows; i++, first += row) {
-      next = queue.take(b, first, last), after = find_contexts<Keyed>(b, next, d);
-      if (refill_first) queue.fetch(b, first + ahead * row, i + ahead < rows);
-      decode_row<Word, Keyed, Pair, false>(b, early ? now : next, early ? contexts : after, bits, d, first, own);
-      if (!refill_first) queue.fetch(b, first + ahead * row, i + ahead < rows);
-      now = next, contexts = after;
+      const Row<Word> whole = queue.take(b, first, last);
+      if (Queue<Word>::kRefillFirst) queue.fetch(b, first + ahead * row, i + ahead < rows);
+      decode_row<Word, Keyed, Pair, false>(b, whole, bits, d, first, own);
+      if (!Queue<Word>::kRefillFirst) queue.fetch(b, first + ahead * row, i + ahead < rows);
     }
     if (first < b.words) decode_part<Word, Keyed, Pair>(b, bits, d, first, min_u32(b.words - first, own));
   } else {

@@ -53,13 +53,10 @@ struct Shape {
 #ifdef QUANT
   static const u32 kAhead = 1, kQueueWords = 0;
   static const u32 kFetch = 4;  // rows ahead of which codes are brought to the L2 cache
-  static const bool kEarly = false;
 #else
-  static const u32 kAhead = sizeof(Word) <= 2 ? 5 : sizeof(Word) == 4 ? 2 : 1;
+  static const u32 kAhead = sizeof(Word) <= 2 ? 4 : sizeof(Word) == 4 ? 2 : 1;
   static const u32 kRowWords = (kVectors + kPlanes) * kLanes * 4;  // 32-bit words of base and planes
   static const u32 kQueueWords = kAhead * kRowWords;               // of shared memory, as the host counts them
-  // Whether a row and its contexts are looked up while the one before is decoded.
-  static const bool kEarly = sizeof(Word) == 2;
 #endif
 };
 

@@ -76,7 +76,7 @@ func DeviceStage(dt dtype.Type, words, bytes int) int {
 // and planes that are on their way, unless the base is quantised: kQueueWords of
 // kernels/prefix_block.cuh.
 func DeviceQueue(dt dtype.Type) int {
-	rows, pieces := 5, 1 // of 16 bytes that a lane loads of a row
+	rows, pieces := 4, 1 // of 16 bytes that a lane loads of a row
 	switch layoutOf(dt).wordBits {
 	case 32:
 		rows, pieces = 2, 2+1
