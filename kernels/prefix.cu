@@ -175,6 +175,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) prefix_decode(const __
     const Room mine(shared + tables.shared_words() + warp * part, part);
     while (chunk < end) {
       const bool good = decode_chunk(item, record, tables, d, quantised, lane, mine, waited);
+      if (!waited) wait_staged(waited);  // a chunk may be refused before; behind this, `next` is set
       if (lane == 0) {
         item.status[chunk] = good ? kOk : kCorrupt;
         chunk = atomicAdd(&next, 1);
@@ -182,6 +183,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) prefix_decode(const __
       chunk = __shfl_sync(0xffffffffu, chunk, 0);
       record = item.records[min_u32(chunk, end - 1)];
     }
-    if (!waited) wait_staged(waited);
+    if (!waited) wait_staged(waited);  // once by every warp, also by those without a chunk
   }
 }
