@@ -13,12 +13,35 @@ namespace rice {
 
 const u32 kPieceBits = 16;  // of the quotients, that a thread looks at
 
-// The class of an event of a gap class.
+// The class of an event of a gap class: the last that starts with it or before.
 TPDE_FN u32 class_of_event(const Head& h, u32 event) {
   u32 c = 0;
-  while (c + 1 < kDense && event >= h.start[c + 1]) c++;
+#pragma unroll
+  for (u32 k = 1; k < kDense; k++) c += event >= h.start[k];
   return c;
 }
+
+// What a thread needs of the class that its events are in.
+struct GapClass {
+  u32 number;
+  u32 first, end;  // events
+  u32 low_at, low;  // bit of the first low bits, and how many an event has
+
+  template <typename Word>
+  TPDE_FN void enter(const Shared<Word>& s, u32 c) {
+    const Head& h = s.head;
+    number = c;
+    first = h.start[c];
+    end = first + h.events[c];
+    low_at = h.low_at[c];
+    low = s.classes[c].low;
+  }
+  // Goes on to the class of an event that is not before this one.
+  template <typename Word>
+  TPDE_FN void follow(const Shared<Word>& s, u32 event) {
+    while (event >= end) enter(s, number + 1);
+  }
+};
 
 // The piece of the quotients at a bit, in the upper half of a word.
 template <typename Strings>
@@ -78,11 +101,9 @@ TPDE_FN void scan_quotients(Shared<Word>& s, const Strings& strings, bool list) 
 
 // The low bits of an event of class c, and one; more than the chunk has words
 // count as so many.
-template <typename Word, typename Strings>
-TPDE_FN u32 low_and_one(const Shared<Word>& s, const Strings& strings, u32 words, u32 c, u32 event) {
-  const Head& h = s.head;
-  const u32 k = s.classes[c].low;
-  return min_u32(top_bits(strings.window(h.low_at[c] + (event - h.start[c]) * k), k), words) + 1;
+template <typename Strings>
+TPDE_FN u32 low_and_one(const GapClass& c, const Strings& strings, u32 words, u32 event) {
+  return min_u32(top_bits(strings.window(c.low_at + (event - c.first) * c.low), c.low), words) + 1;
 }
 
 // Replaces the zeros before each event by the low 16 bits of its rank, and lists
@@ -97,12 +118,13 @@ TPDE_FN void make_ranks(Shared<Word>& s, const Strings& strings, u32 words) {
     const u32 end = min_u32((t + 1) * each, h.gap_events);
     u32 i = min_u32(t * each, end);
     zeros[t] = i > 0 ? s.list[i - 1] : 0;  // before another thread replaces it
-    u32 c = start[t] = class_of_event(h, i);
+    GapClass c;
+    c.enter(s, start[t] = class_of_event(h, i));
 #pragma unroll 1
     for (; i < end; i++) {
-      while (i - h.start[c] >= h.events[c]) c++;
-      if (i == h.start[c]) s.notes.listed.low_before[c] = n;  // of this thread
-      n += low_and_one(s, strings, words, c, i);
+      c.follow(s, i);
+      if (i == c.first) s.notes.listed.low_before[c.number] = n;  // of this thread
+      n += low_and_one(c, strings, words, i);
     }
     sum[t] = n;
   }
@@ -117,17 +139,19 @@ TPDE_FN void make_ranks(Shared<Word>& s, const Strings& strings, u32 words) {
   barrier();
   EACH_THREAD(t, kThreads) {
     const u32 end = min_u32((t + 1) * each, h.gap_events);
-    u32 n = sum[t], before = zeros[t], c = start[t];
+    u32 n = sum[t], before = zeros[t];
+    GapClass c;
+    c.enter(s, start[t]);
 #pragma unroll 1
     for (u32 i = min_u32(t * each, end); i < end; i++) {
-      while (i - h.start[c] >= h.events[c]) c++;
-      const u32 k = s.classes[c].low, low = low_and_one(s, strings, words, c, i);
-      const u32 class_zeros = h.quotient_at[c] - h.quotients - h.start[c], here = s.list[i];
+      c.follow(s, i);
+      const u32 low = low_and_one(c, strings, words, i);
+      const u32 class_zeros = h.quotient_at[c.number] - h.quotients - c.first, here = s.list[i];
       n += low;
-      const u64 rank = ((u64)(here - class_zeros) << k) + (n - s.notes.listed.low_before[c] - 1);
+      const u64 rank = ((u64)(here - class_zeros) << c.low) + (n - s.notes.listed.low_before[c.number] - 1);
       if (rank >= words) {
         raise(&s.bad);
-      } else if (((u64)(here - before) << k) + low > kFar) {  // no zeros are between two classes
+      } else if (((u64)(here - before) << c.low) + low > kFar) {  // no zeros are between two classes
         const u32 slot = add_shared(&s.far_events, 1);
         if (slot < kMaxFar) s.notes.listed.far[slot] = Far{i, (u32)rank}; else raise(&s.bad);
       }
