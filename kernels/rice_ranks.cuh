@@ -66,8 +66,9 @@ TPDE_FN void scan_quotients(Shared<Word>& s, const Strings& strings, bool list) 
   EACH_THREAD(t, kThreads) {
     if (t < kClasses) h.quotient_at[t] = h.quotients;  // written again behind the barriers of a scan
   }
+  const u32 events = h.gap_events, quotients = h.quotients;
   u32 found = 0;
-  for (u32 at = h.quotients; found < h.gap_events && at < h.bits; at += kThreads * kPieceBits) {
+  for (u32 at = quotients; found < events && at < h.bits; at += kThreads * kPieceBits) {
     EACH_THREAD(t, kThreads) { index[t] = count_ones(quotient_piece(h, strings, at + t * kPieceBits)); }
     const u32 ones = scan_block<kThreads>(index, s.sums);
     EACH_THREAD(t, kThreads) {
@@ -75,14 +76,17 @@ TPDE_FN void scan_quotients(Shared<Word>& s, const Strings& strings, bool list) 
       u32 piece = quotient_piece(h, strings, start);
       u32 i = found + index[t];
       const u32 n = count_ones(piece);
-#pragma unroll 1
-      for (u32 c = 0; c < kClasses; c++) {
-        const u32 before = h.start[c] - i;  // ones of this piece that come before class c
-        if (before - 1 < n) h.quotient_at[c] = start + end_of_one(piece, before - 1);
+      u32 here = 0;  // classes that start behind a one of this piece, each in its bit
+#pragma unroll
+      for (u32 c = 0; c < kClasses; c++) here |= (h.start[c] - i - 1 < n ? 1u : 0u) << c;
+      while (here != 0) {
+        const u32 c = 31 - leading_zeros(here);
+        here ^= 1u << c;
+        h.quotient_at[c] = start + end_of_one(piece, h.start[c] - i - 1);
       }
       if (list) {
-        u32 zeros = start - h.quotients - i;  // before the piece
-        for (; piece != 0 && i < h.gap_events; i++) {
+        u32 zeros = start - quotients - i;  // before the piece
+        for (; piece != 0 && i < events; i++) {
           const u32 run = leading_zeros(piece);
           zeros += run;
           if (zeros > 0xffff) raise(&s.too_wide);
@@ -95,7 +99,7 @@ TPDE_FN void scan_quotients(Shared<Word>& s, const Strings& strings, bool list) 
     found += ones;
   }
   EACH_THREAD(t, kThreads) {
-    if (t == 0 && found < h.gap_events) raise(&s.bad);
+    if (t == 0 && found < events) raise(&s.bad);
   }
 }
 
