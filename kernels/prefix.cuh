@@ -483,17 +483,21 @@ struct Queue {
     }
     commit_copies();
   }
-  // The next row, or anything behind the last. Then there is a place for another.
+  // The next row. Once it is decoded there is a place for another.
   TPDE_FN Row<Word> take(const Block<Word>& b, u32, u32) {
     wait_copies_but<Shape<Word>::kAhead - 1>();
     const Shared from = Shared::of(room + head);
     go_on(head);
     Row<Word> row;
 #pragma unroll
-    for (u32 v = 0; v < Shape<Word>::kVectors; v++) row.base[v] = b.base ? from.plus(v * kLanes * 16).group() : Group{{0, 0, 0, 0}};
+    for (u32 v = 0; v < Shape<Word>::kVectors; v++) {
+      row.base[v] = b.base ? from.plus(v * kLanes * 16).group() : Group{{0, 0, 0, 0}};
+    }
     if (!b.sign_extended) {
 #pragma unroll
-      for (u32 p = 0; p < Shape<Word>::kPlanes; p++) row.plane[p] = from.plus((Shape<Word>::kVectors + p) * kLanes * 16).group();
+      for (u32 p = 0; p < Shape<Word>::kPlanes; p++) {
+        row.plane[p] = from.plus((Shape<Word>::kVectors + p) * kLanes * 16).group();
+      }
     }
     return row;
   }
