@@ -1,6 +1,6 @@
 // prefix.cu - entry point of the prefix decoder: one warp a chunk.
 //
-// launch: threads=768 chunks_per_block=24 staged
+// launch: threads=640 chunks_per_block=20 staged
 // Compiled for each word size, -DWORD=u8|u16|u32|u64, and, for the add
 // residual, each dtype of it, -DADD=F32|F16|BF16|F64. With
 // -DQUANT=quant::kF32|kF16|kBF16 the base is quantised: item.base is a
@@ -10,15 +10,16 @@
 // its chunks, and some for the time that its tables take to load. A thread block
 // loads the tables of a tensor into shared memory, and its warps take chunk
 // after chunk of its share. The host says how many warps there are: each has an
-// equal part of what is left of shared memory, to which it brings a chunk. A
-// block whose bit strings do not fit is decoded from global memory, more slowly.
+// equal part of what is left of shared memory, to which it brings a chunk, and
+// base words rows ahead. A block whose bit strings do not fit is decoded from
+// global memory, more slowly.
 #include "batch.cuh"
 #include "prefix.cuh"
 #include "threads.cuh"
 
 namespace {
 
-const u32 kThreads = 768;  // the most of a thread block: 80 registers a thread
+const u32 kThreads = 640;  // the most of a thread block: 96 registers a thread
 
 // Dynamic shared memory of the launch.
 __device__ u32 shared_bytes() {
@@ -27,21 +28,49 @@ __device__ u32 shared_bytes() {
   return n;
 }
 
+// A warp's part of shared memory.
+struct Room {
+  u32* queue;  // of rows, prefix::Shape::kQueueWords
+  u32* copy;   // of a block
+  u32 words;   // that it has room for; 0: nor for the queue
+
+  __device__ Room(u32* part, u32 size) : queue(part), copy(part + prefix::Shape<WORD>::kQueueWords) {
+    const u32 taken = prefix::Shape<WORD>::kQueueWords + 3;  // a copy lies up to 3 words behind its start
+    words = size > taken ? size - taken : 0;
+  }
+};
+
+// Waits for what was copied to shared memory: by the warp, and, the first time,
+// by the thread block, which is its tables.
+__device__ void wait_staged(bool& waited) {
+  wait_copies();
+  if (waited) {
+    __syncwarp();
+  } else {
+    __syncthreads();
+    waited = true;
+  }
+}
+
 // Decodes the block that c is at, of which `words`, `base` and `dst` are set.
-// `room` is the warp's part of shared memory, of room_words words.
 __device__ bool decode_block(prefix::Block<WORD>& b, prefix::Cursor& c, const prefix::Tables& tables,
-                             const prefix::Decoding& d, u32 lane, u32* room, u32 room_words) {
+                             const prefix::Decoding& d, u32 lane, const Room& room, bool& waited) {
   using namespace prefix;
   b.sign_extended = tables.sign_extended;
   if (!take_planes(c, b)) return false;
-  const u32 copied = min_u32(c.left, room_words);
+  const u32 copied = min_u32(c.left, room.words);
   __syncwarp();  // nobody reads the block before any more
-  stage(room, c.data, copied, lane, kLanes);
-  Row<WORD> queue[Shape<WORD>::kAhead];
-  load_first(b, lane, queue);
-  wait_copies();
-  __syncwarp();
-  const u32* copy = room + stage_shift(c.data);
+  stage(room.copy, c.data, copied, lane, kLanes);
+#ifdef QUANT
+  Queue<WORD> queue;
+#else
+  Queue<WORD> queue(room.queue, lane);
+#endif
+  if (room.words > 0 && is_aligned(b) && b.words >= Shape<WORD>::kRow) {
+    queue.start(b, b.words / Shape<WORD>::kRow, lane * Shape<WORD>::kWords);
+  }
+  wait_staged(waited);
+  const u32* copy = room.copy + stage_shift(c.data);
   Head h;
   if (!take_head(c, copied >= min_u32(c.left, kMostHead) ? copy : c.data, b, h)) return false;
   const u32 length = lane_bits(h, lane);
@@ -65,7 +94,8 @@ __device__ bool decode_block(prefix::Block<WORD>& b, prefix::Cursor& c, const pr
 
 // Decodes chunk `r` of an item, and returns whether it is well formed.
 __device__ bool decode_chunk(const Item& item, const Record& r, const prefix::Tables& tables,
-                             const prefix::Decoding& d, const void* quantised, u32 lane, u32* room, u32 room_words) {
+                             const prefix::Decoding& d, const void* quantised, u32 lane, const Room& room,
+                             bool& waited) {
   const u32 all = r.uncompressed_bytes / sizeof(WORD);
   const u8* data = item.blob + r.data_offset;
   Exceptions<WORD> replaced;
@@ -88,7 +118,7 @@ __device__ bool decode_chunk(const Item& item, const Record& r, const prefix::Ta
     b.base = item.base ? static_cast<const WORD*>(item.base) + r.output_word + done : nullptr;
 #endif
     b.aligned = ((reinterpret_cast<u64>(b.dst) | reinterpret_cast<u64>(b.base)) & 15) == 0;
-    if (!decode_block(b, c, tables, d, lane, room, room_words)) return false;
+    if (!decode_block(b, c, tables, d, lane, room, waited)) return false;
   }
   if (c.left != 0) return false;
 #ifdef ADD
@@ -113,8 +143,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) prefix_decode(const __
   __shared__ u32 next;  // chunk of the item that no warp has begun
   u32* shared = reinterpret_cast<u32*>(room);
   const u32 lane = threadIdx.x & 31, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  u32 unit = (u32)((u64)batch.units * blockIdx.x / gridDim.x);
-  const u32 last = (u32)((u64)batch.units * (blockIdx.x + 1) / gridDim.x);
+  const u32 share = batch.units / gridDim.x, more = batch.units % gridDim.x;  // the first ones have one more
+  u32 unit = share * blockIdx.x + min_u32(blockIdx.x, more);
+  const u32 last = unit + share + (blockIdx.x < more);
   for (u32 i = find_item_number(batch, unit); unit < last; i++) {
     const Item& item = batch.item[i];
     const u32 behind = min_u32(last, i + 1 < batch.items ? batch.item[i + 1].first_block : batch.units);
@@ -122,6 +153,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) prefix_decode(const __
     unit = behind;
     if (first >= end) continue;
     __syncthreads();  // nobody uses the tables before any more
+    // The head of the tables and a record, then the tables and a chunk: what a
+    // thread block waits for comes in two steps.
+    u32 chunk = first + warp;
+    Record record = item.records[min_u32(chunk, end - 1)];
     const prefix::Tables tables = *static_cast<const prefix::Tables*>(item.tables);
     const prefix::Decoding d(tables, shared, lane);
     d.stage_tables(tables, static_cast<const prefix::Tables*>(item.tables)->behind(), threadIdx.x, blockDim.x);
@@ -132,20 +167,22 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) prefix_decode(const __
       reinterpret_cast<u32*>(&base)[k] = reinterpret_cast<const u32*>(item.base)[k];
     }
     quantised = &base;
+    __syncthreads();
 #endif
     if (threadIdx.x == 0) next = first + warps;
-    wait_copies();
-    __syncthreads();
+    bool waited = false;
     const u32 part = (shared_bytes() / 4 - tables.shared_words()) / warps & ~3u;  // words
-    u32* mine = shared + tables.shared_words() + warp * part;
-    for (u32 chunk = first + warp; chunk < end;) {
-      // A copy lies up to 3 words behind the start of its room.
-      const bool good = decode_chunk(item, item.records[chunk], tables, d, quantised, lane, mine, part > 3 ? part - 3 : 0);
+    const Room mine(shared + tables.shared_words() + warp * part, part);
+    while (chunk < end) {
+      const bool good = decode_chunk(item, record, tables, d, quantised, lane, mine, waited);
+      if (!waited) wait_staged(waited);  // a chunk may be refused before; behind this, `next` is set
       if (lane == 0) {
         item.status[chunk] = good ? kOk : kCorrupt;
         chunk = atomicAdd(&next, 1);
       }
       chunk = __shfl_sync(0xffffffffu, chunk, 0);
+      record = item.records[min_u32(chunk, end - 1)];
     }
+    if (!waited) wait_staged(waited);  // once by every warp, also by those without a chunk
   }
 }

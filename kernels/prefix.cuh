@@ -43,6 +43,19 @@ struct Shared {
   TPDE_FN u32 byte() const { return *address; }
 #endif
   TPDE_FN Shared plus(u32 bytes) const { return Shared{address + bytes}; }
+  // 16 bytes, which are written again and again: behind a wait, and before a copy.
+  TPDE_FN Group group() const {
+    Group g;
+#ifdef __CUDA_ARCH__
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(g.w[0]), "=r"(g.w[1]), "=r"(g.w[2]), "=r"(g.w[3])
+                 : "r"(address)
+                 : "memory");
+#else
+    g = load_whole(address);
+#endif
+    return g;
+  }
 };
 
 // The same for global memory.
@@ -132,9 +145,10 @@ struct Decoding {
     behind += t.keys / 4;
     if (t.copies == 1) {
       stage(entries, behind, t.entries, i, threads);
-    } else {
+    } else {  // copied one by one, but all of them at once
+      const u32 shift = 31 - leading_zeros(t.copies);
 #pragma unroll 4
-      for (; i < t.copies * t.entries; i += threads) entries[i] = behind[i / t.copies];
+      for (; i < t.copies * t.entries; i += threads) copy_4(entries + i, behind + (i >> shift));
     }
   }
   // The context of the part in the low half of x, or in the high one.
@@ -406,22 +420,89 @@ TPDE_FN void decode_row(const Block<Word>& b, const Row<Word>& row, Bits<Memory>
   }
 }
 
-// The first rows of a block with aligned rows, which a lane loads before it knows
-// where its bit string is.
-template <typename Word>
-TPDE_FN void load_first(const Block<Word>& b, u32 lane, Row<Word>* queue) {
-  const u32 own = Shape<Word>::kWords, rows = b.words / Shape<Word>::kRow;
-  if (!is_aligned(b) || rows == 0) return;
-#pragma unroll
-  for (u32 i = 0; i < Shape<Word>::kAhead; i++) {
-    load_row<true>(b, min_u32(i, rows - 1) * Shape<Word>::kRow + lane * own, own, queue[i]);
-  }
+// Rows that are on their way to a lane, of a block whose rows are aligned. start()
+// asks for the first ones, before it is known where bit strings are.
 #ifdef QUANT
-  for (u32 i = Shape<Word>::kAhead; i < Shape<Word>::kFetch; i++) {
-    quant::prefetch_codes(b.run, min_u32(i, rows - 1) * Shape<Word>::kRow + lane * own);
+// There is one, whose codes are in registers; those of the rows behind are in the
+// L2 cache.
+template <typename Word>
+struct Queue {
+  static const bool kRefillFirst = true;  // the place is free once words are made of codes
+  Row<Word> row;
+
+  TPDE_FN void start(const Block<Word>& b, u32 rows, u32 own) {
+    for (u32 i = 1; i < Shape<Word>::kFetch; i++) {
+      quant::prefetch_codes(b.run, min_u32(i, rows - 1) * Shape<Word>::kRow + own);
+    }
+    load_row<true>(b, own, Shape<Word>::kWords, row);
   }
+  TPDE_FN void fetch(const Block<Word>& b, u32 first, bool exists) {
+    if (!exists) return;
+    load_row<true>(b, first, Shape<Word>::kWords, row);
+  }
+  TPDE_FN Row<Word> take(const Block<Word>& b, u32 first, u32 last) {
+    quant::prefetch_codes(b.run, min_u32(first + Shape<Word>::kFetch * Shape<Word>::kRow, last));
+    dequant_row<true>(b, first, Shape<Word>::kWords, row);
+    return row;
+  }
+};
+#else
+// They lie in shared memory, and a lane copies what it takes: no other waits for
+// it. What is loaded to registers counts on few counters, and so a warp that waits
+// for one row has been seen to wait for all.
+template <typename Word>
+struct Queue {
+  static const bool kRefillFirst = false;  // look-ups behind a copy would wait for it to be issued
+  u32* room;       // what the lane has of place 0
+  u32 head, tail;  // words from there to the place of the next row to take, and to fetch
+
+  // `words` is shared memory, kQueueWords.
+  TPDE_FN Queue(u32* words, u32 lane) : room(words + 4 * lane), head(0), tail(0) {}
+  TPDE_FN static void go_on(u32& at) {
+    at = at + Shape<Word>::kRowWords == Shape<Word>::kQueueWords ? 0 : at + Shape<Word>::kRowWords;
+  }
+  TPDE_FN void start(const Block<Word>& b, u32 rows, u32 own) {
+#pragma unroll
+    for (u32 i = 0; i < Shape<Word>::kAhead; i++) fetch(b, i * Shape<Word>::kRow + own, i < rows);
+  }
+  // Asks for a row, words from `first` on, if it exists. There is place for kAhead.
+  TPDE_FN void fetch(const Block<Word>& b, u32 first, bool exists) {
+    u32* to = room + tail;
+    go_on(tail);
+    if (exists && b.base) {
+#pragma unroll
+      for (u32 v = 0; v < Shape<Word>::kVectors; v++) {
+        copy_16(to + v * kLanes * 4, reinterpret_cast<const u32*>(b.base + first) + 4 * v);
+      }
+    }
+    if (exists && !b.sign_extended) {
+#pragma unroll
+      for (u32 p = 0; p < Shape<Word>::kPlanes; p++) {
+        copy_16(to + (Shape<Word>::kVectors + p) * kLanes * 4, b.planes + p * b.plane_words + first / 2);
+      }
+    }
+    commit_copies();
+  }
+  // The next row. Once it is decoded there is a place for another.
+  TPDE_FN Row<Word> take(const Block<Word>& b, u32, u32) {
+    wait_copies_but<Shape<Word>::kAhead - 1>();
+    const Shared from = Shared::of(room + head);
+    go_on(head);
+    Row<Word> row;
+#pragma unroll
+    for (u32 v = 0; v < Shape<Word>::kVectors; v++) {
+      row.base[v] = b.base ? from.plus(v * kLanes * 16).group() : Group{{0, 0, 0, 0}};
+    }
+    if (!b.sign_extended) {
+#pragma unroll
+      for (u32 p = 0; p < Shape<Word>::kPlanes; p++) {
+        row.plane[p] = from.plus((Shape<Word>::kVectors + p) * kLanes * 16).group();
+      }
+    }
+    return row;
+  }
+};
 #endif
-}
 
 // Decodes and stores what a lane owns of a row that may not be whole.
 template <typename Word, bool Keyed, bool Pair, typename Memory>
@@ -437,31 +518,21 @@ TPDE_FN void decode_part(const Block<Word>& b, Bits<Memory>& bits, const Decodin
 // Decodes the bit string of a lane, which is bits `start` to `end` - 1 of
 // `count` words at `words`, which are in that memory, and writes the lane's
 // target words. Returns false if it ends elsewhere. Near: rows are aligned, and
-// `queue` is what load_first filled. The tables are in shared memory.
+// `queue` has been started. The tables are in shared memory.
 template <typename Word, bool Keyed, bool Pair, bool Near, typename Memory>
 TPDE_FN bool decode_lane(const Block<Word>& b, u32 lane, const Decoding& d, const u32* words, u32 count, u32 start,
-                         u32 end, Row<Word>* queue) {
-  const u32 own = Shape<Word>::kWords, row = Shape<Word>::kRow, ahead = Shape<Word>::kAhead;
+                         u32 end, Queue<Word>& queue) {
+  const u32 own = Shape<Word>::kWords, row = Shape<Word>::kRow;
   Bits<Memory> bits(words, count, start);
   u32 first = lane * own;
   if (Near) {
-    // A place of the queue is loaded again once its row is decoded; to move rows
-    // down a queue would be to wait for them. Behind the last one it is loaded
-    // once more.
-    const u32 rows = b.words / row, last = (rows - 1) * row + lane * own;
-    for (u32 i = 0; i < rows;) {
-#pragma unroll
-      for (u32 k = 0; k < ahead; k++) {
-        if (i == rows) break;
-#ifdef QUANT
-        quant::prefetch_codes(b.run, min_u32(first + Shape<Word>::kFetch * row, last));
-        dequant_row<true>(b, first, own, queue[k]);
-#endif
-        decode_row<Word, Keyed, Pair, false>(b, queue[k], bits, d, first, own);
-        load_row<true>(b, min_u32(first + ahead * row, last), own, queue[k]);
-        i++;
-        first += row;
-      }
+    const u32 rows = b.words / row, ahead = Shape<Word>::kAhead, last = (rows - 1) * row + lane * own;
+#pragma unroll 1
+    for (u32 i = 0; i < rows; i++, first += row) {
+      const Row<Word> whole = queue.take(b, first, last);
+      if (Queue<Word>::kRefillFirst) queue.fetch(b, first + ahead * row, i + ahead < rows);
+      decode_row<Word, Keyed, Pair, false>(b, whole, bits, d, first, own);
+      if (!Queue<Word>::kRefillFirst) queue.fetch(b, first + ahead * row, i + ahead < rows);
     }
     if (first < b.words) decode_part<Word, Keyed, Pair>(b, bits, d, first, min_u32(b.words - first, own));
   } else {
@@ -480,7 +551,7 @@ TPDE_FN bool decode_lane(const Block<Word>& b, u32 lane, const Decoding& d, cons
 // arithmetic takes long to compile.
 template <typename Word>
 TPDE_FN bool decode_lane(const Tables& t, const Block<Word>& b, u32 lane, const Decoding& d, bool near,
-                         const u32* words, u32 count, u32 start, u32 end, Row<Word>* queue) {
+                         const u32* words, u32 count, u32 start, u32 end, Queue<Word>& queue) {
   if (!near) return decode_lane<Word, true, false, false, Global>(b, lane, d, words, count, start, end, queue);
 #ifdef ADD
   return decode_lane<Word, true, false, true, Shared>(b, lane, d, words, count, start, end, queue);

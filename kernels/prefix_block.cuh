@@ -48,13 +48,15 @@ struct Shape {
   static const u32 kVectors = kWords * sizeof(Word) / 16;                    // of base and target
   static const u32 kPlanes = sizeof(Word) <= 2 ? 0 : sizeof(Word) / 2 - 1;   // of floats
   static const u32 kRow = kLanes * kWords;                                   // words of all lanes
-  // Rows that are loaded ahead of the one that is decoded: what hides the
-  // latency of memory where a tensor has few chunks, for 4 to 28 registers a row.
+  // Rows that are on their way: what hides the latency of memory where a tensor
+  // has few chunks.
 #ifdef QUANT
-  static const u32 kAhead = 2;
+  static const u32 kAhead = 1, kQueueWords = 0;
   static const u32 kFetch = 4;  // rows ahead of which codes are brought to the L2 cache
 #else
-  static const u32 kAhead = sizeof(Word) == 1 ? 2 : sizeof(Word) == 2 ? 3 : sizeof(Word) == 4 ? 2 : 1;
+  static const u32 kAhead = sizeof(Word) <= 2 ? 4 : sizeof(Word) == 4 ? 2 : 1;
+  static const u32 kRowWords = (kVectors + kPlanes) * kLanes * 4;  // 32-bit words of base and planes
+  static const u32 kQueueWords = kAhead * kRowWords;               // of shared memory, as the host counts them
 #endif
 };
 

@@ -192,13 +192,14 @@ TPDE_FN bool decode_chunk(Shared<Word>& s, const Block<Word>& b, const Tables& t
   const bool near = data_words <= sizeof(s.tile) / 4 - NearStrings::kBehind;
   EACH_THREAD(t, kThreads) {
     // All is loaded before any of it is waited for.
+    const u32 step_at = tables.step_at, code_at = tables.code_at, zero_class = tables.zero_class, entries = tables.entries;
+    const bool has_key = t < min_u32(tables.keys, kNearKeys), has_class = t < kClasses;
     load_tile(b, 0, t, ahead[t]);
     u32 word[kAtOnce];
 #pragma unroll
     for (u32 j = 0; j < kAtOnce; j++) word[j] = t + j * kThreads < data_words ? data[t + j * kThreads] : 0;
-    const bool has_key = t < min_u32(tables.keys, kNearKeys), has_class = t < kClasses;
-    const u32 step = has_key ? tables.at<u32>(tables.step_at)[t] : 0;
-    const u8 code = has_key ? tables.at<u8>(tables.code_at)[t] : 0;
+    const u32 step = has_key ? tables.at<u32>(step_at)[t] : 0;
+    const u8 code = has_key ? tables.at<u8>(code_at)[t] : 0;
     const ClassInfo info = has_class ? tables.classes[t] : ClassInfo{0, 0, 0, 0};
     if (near) {
       u32* strings = reinterpret_cast<u32*>(s.tile);  // until there is a tile
@@ -217,8 +218,8 @@ TPDE_FN bool decode_chunk(Shared<Word>& s, const Block<Word>& b, const Tables& t
       for (u32 i = 0; i < kPages; i++) s.notes.listed.page[t][i] = 0xffff;
     }
     if (t == 0) {
-      s.zero_class = tables.zero_class;
-      s.entries = tables.entries;
+      s.zero_class = zero_class;
+      s.entries = entries;
       s.far_events = s.too_wide = s.bad = 0;
     }
   }

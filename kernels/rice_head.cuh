@@ -12,10 +12,15 @@ const u32 kLeastOrder = 8, kWidthBits = 5;
 // Reads an exp-Golomb code; false if no encoder writes it.
 template <typename Strings>
 TPDE_FN bool read_gamma(Reader<Strings>& bits, u32 order, u64& v) {
-  const u32 zeros = leading_zeros(bits.peek());
+  const u32 head = bits.peek(), zeros = leading_zeros(head);
   if (zeros > kMaxZeros) return false;
   bits.skip(zeros);
   const u32 n = zeros + 1 + order;  // at most 53
+  if (zeros + n <= 32) {  // all of it has been seen
+    v = (head << zeros >> (32 - n)) - (1u << order);
+    bits.skip(n);
+    return true;
+  }
   const u64 high = n > 32 ? bits.take(n - 32) : 0;
   v = (high << 32 | bits.take(min_u32(n, 32))) - ((u64)1 << order);
   return true;
@@ -41,19 +46,23 @@ TPDE_FN bool read_head(const ClassInfo* classes, const Strings& strings, u32 wor
   const u32 data_words = strings.words;
   if (data_words == 0) return false;
   Reader<Strings> bits = {strings, 0};
-  u32 left = words;
-  h.gap_events = h.values = 0;
+  // One thread does it and all others wait, so that what it needs next is in its
+  // registers.
+  u32 left = words, gap_events = 0, values = 0;
+#pragma unroll 1
   for (u32 c = 0; c < kClasses; c++) {
-    const ClassInfo& info = classes[c];
+    const ClassInfo info = classes[c];
     u32 n = 0;
     if (info.kind != kAbsent && !read_count(bits, info, left, n)) return false;
     left -= n;
     h.events[c] = n;
-    h.start[c] = h.gap_events;
-    h.values_at[c] = h.values;
-    if (c != kDense) h.gap_events += n;
-    if (info.kind == kValued) h.values += n;
+    h.start[c] = gap_events;
+    h.values_at[c] = values;
+    if (c != kDense) gap_events += n;
+    if (info.kind == kValued) values += n;
   }
+  h.gap_events = gap_events;
+  h.values = values;
   h.exceptions = 0;
   u32 listed = 0;  // 32-bit words
   if (bits.take(1)) {
@@ -67,26 +76,37 @@ TPDE_FN bool read_head(const ClassInfo* classes, const Strings& strings, u32 wor
   h.exceptions_at = (data_words - listed) * 4;
   h.bits = (data_words - listed) * 32;
 
-  h.lanes = min_u32(h.values / kLaneValues, kMaxLanes);
-  if (h.lanes == 0) h.lanes = 1;
-  h.least = h.width = 0;
-  if (h.lanes > 1) {
+  u32 lanes = min_u32(values / kLaneValues, kMaxLanes), width = 0;
+  if (lanes == 0) lanes = 1;
+  h.least = 0;
+  if (lanes > 1) {
     u64 least;
     if (!read_gamma(bits, kLeastOrder, least) || least >= kMaxLaneBits) return false;
     h.least = (u32)least;
-    h.width = bits.take(kWidthBits);
+    width = bits.take(kWidthBits);
   }
+  h.lanes = lanes;
+  h.width = width;
   h.lane_table = bits.position;
 
   // At most 25 bits for each of at most 2^25 words: no sum overflows.
-  u32 at = h.lane_table + (h.lanes - 1) * h.width;
+  u32 low_bits[kDense], signs[kDense];
+#pragma unroll
+  for (u32 c = 0; c < kDense; c++) {
+    const u32 n = h.events[c];
+    low_bits[c] = n * classes[c].low;
+    signs[c] = classes[c].kind == kUnit ? n : 0;
+  }
+  u32 at = bits.position + (lanes - 1) * width;
+#pragma unroll
   for (u32 c = 0; c < kDense; c++) {
     h.low_at[c] = at;
-    at += h.events[c] * classes[c].low;
+    at += low_bits[c];
   }
+#pragma unroll
   for (u32 c = 0; c < kDense; c++) {
     h.sign_at[c] = at;
-    if (classes[c].kind == kUnit) at += h.events[c];
+    at += signs[c];
   }
   h.low_at[kDense] = h.sign_at[kDense] = h.quotients = at;
   return at <= h.bits;

@@ -13,12 +13,35 @@ namespace rice {
 
 const u32 kPieceBits = 16;  // of the quotients, that a thread looks at
 
-// The class of an event of a gap class.
+// The class of an event of a gap class: the last that starts with it or before.
 TPDE_FN u32 class_of_event(const Head& h, u32 event) {
   u32 c = 0;
-  while (c + 1 < kDense && event >= h.start[c + 1]) c++;
+#pragma unroll
+  for (u32 k = 1; k < kDense; k++) c += event >= h.start[k];
   return c;
 }
+
+// What a thread needs of the class that its events are in.
+struct GapClass {
+  u32 number;
+  u32 first, end;  // events
+  u32 low_at, low;  // bit of the first low bits, and how many an event has
+
+  template <typename Word>
+  TPDE_FN void enter(const Shared<Word>& s, u32 c) {
+    const Head& h = s.head;
+    number = c;
+    first = h.start[c];
+    end = first + h.events[c];
+    low_at = h.low_at[c];
+    low = s.classes[c].low;
+  }
+  // Goes on to the class of an event that is not before this one.
+  template <typename Word>
+  TPDE_FN void follow(const Shared<Word>& s, u32 event) {
+    while (event >= end) enter(s, number + 1);
+  }
+};
 
 // The piece of the quotients at a bit, in the upper half of a word.
 template <typename Strings>
@@ -43,8 +66,9 @@ TPDE_FN void scan_quotients(Shared<Word>& s, const Strings& strings, bool list) 
   EACH_THREAD(t, kThreads) {
     if (t < kClasses) h.quotient_at[t] = h.quotients;  // written again behind the barriers of a scan
   }
+  const u32 events = h.gap_events, quotients = h.quotients;
   u32 found = 0;
-  for (u32 at = h.quotients; found < h.gap_events && at < h.bits; at += kThreads * kPieceBits) {
+  for (u32 at = quotients; found < events && at < h.bits; at += kThreads * kPieceBits) {
     EACH_THREAD(t, kThreads) { index[t] = count_ones(quotient_piece(h, strings, at + t * kPieceBits)); }
     const u32 ones = scan_block<kThreads>(index, s.sums);
     EACH_THREAD(t, kThreads) {
@@ -52,14 +76,17 @@ TPDE_FN void scan_quotients(Shared<Word>& s, const Strings& strings, bool list) 
       u32 piece = quotient_piece(h, strings, start);
       u32 i = found + index[t];
       const u32 n = count_ones(piece);
-#pragma unroll 1
-      for (u32 c = 0; c < kClasses; c++) {
-        const u32 before = h.start[c] - i;  // ones of this piece that come before class c
-        if (before - 1 < n) h.quotient_at[c] = start + end_of_one(piece, before - 1);
+      u32 here = 0;  // classes that start behind a one of this piece, each in its bit
+#pragma unroll
+      for (u32 c = 0; c < kClasses; c++) here |= (h.start[c] - i - 1 < n ? 1u : 0u) << c;
+      while (here != 0) {
+        const u32 c = 31 - leading_zeros(here);
+        here ^= 1u << c;
+        h.quotient_at[c] = start + end_of_one(piece, h.start[c] - i - 1);
       }
       if (list) {
-        u32 zeros = start - h.quotients - i;  // before the piece
-        for (; piece != 0 && i < h.gap_events; i++) {
+        u32 zeros = start - quotients - i;  // before the piece
+        for (; piece != 0 && i < events; i++) {
           const u32 run = leading_zeros(piece);
           zeros += run;
           if (zeros > 0xffff) raise(&s.too_wide);
@@ -72,17 +99,15 @@ TPDE_FN void scan_quotients(Shared<Word>& s, const Strings& strings, bool list) 
     found += ones;
   }
   EACH_THREAD(t, kThreads) {
-    if (t == 0 && found < h.gap_events) raise(&s.bad);
+    if (t == 0 && found < events) raise(&s.bad);
   }
 }
 
 // The low bits of an event of class c, and one; more than the chunk has words
 // count as so many.
-template <typename Word, typename Strings>
-TPDE_FN u32 low_and_one(const Shared<Word>& s, const Strings& strings, u32 words, u32 c, u32 event) {
-  const Head& h = s.head;
-  const u32 k = s.classes[c].low;
-  return min_u32(top_bits(strings.window(h.low_at[c] + (event - h.start[c]) * k), k), words) + 1;
+template <typename Strings>
+TPDE_FN u32 low_and_one(const GapClass& c, const Strings& strings, u32 words, u32 event) {
+  return min_u32(top_bits(strings.window(c.low_at + (event - c.first) * c.low), c.low), words) + 1;
 }
 
 // Replaces the zeros before each event by the low 16 bits of its rank, and lists
@@ -97,12 +122,13 @@ TPDE_FN void make_ranks(Shared<Word>& s, const Strings& strings, u32 words) {
     const u32 end = min_u32((t + 1) * each, h.gap_events);
     u32 i = min_u32(t * each, end);
     zeros[t] = i > 0 ? s.list[i - 1] : 0;  // before another thread replaces it
-    u32 c = start[t] = class_of_event(h, i);
+    GapClass c;
+    c.enter(s, start[t] = class_of_event(h, i));
 #pragma unroll 1
     for (; i < end; i++) {
-      while (i - h.start[c] >= h.events[c]) c++;
-      if (i == h.start[c]) s.notes.listed.low_before[c] = n;  // of this thread
-      n += low_and_one(s, strings, words, c, i);
+      c.follow(s, i);
+      if (i == c.first) s.notes.listed.low_before[c.number] = n;  // of this thread
+      n += low_and_one(c, strings, words, i);
     }
     sum[t] = n;
   }
@@ -117,17 +143,19 @@ TPDE_FN void make_ranks(Shared<Word>& s, const Strings& strings, u32 words) {
   barrier();
   EACH_THREAD(t, kThreads) {
     const u32 end = min_u32((t + 1) * each, h.gap_events);
-    u32 n = sum[t], before = zeros[t], c = start[t];
+    u32 n = sum[t], before = zeros[t];
+    GapClass c;
+    c.enter(s, start[t]);
 #pragma unroll 1
     for (u32 i = min_u32(t * each, end); i < end; i++) {
-      while (i - h.start[c] >= h.events[c]) c++;
-      const u32 k = s.classes[c].low, low = low_and_one(s, strings, words, c, i);
-      const u32 class_zeros = h.quotient_at[c] - h.quotients - h.start[c], here = s.list[i];
+      c.follow(s, i);
+      const u32 low = low_and_one(c, strings, words, i);
+      const u32 class_zeros = h.quotient_at[c.number] - h.quotients - c.first, here = s.list[i];
       n += low;
-      const u64 rank = ((u64)(here - class_zeros) << k) + (n - s.notes.listed.low_before[c] - 1);
+      const u64 rank = ((u64)(here - class_zeros) << c.low) + (n - s.notes.listed.low_before[c.number] - 1);
       if (rank >= words) {
         raise(&s.bad);
-      } else if (((u64)(here - before) << k) + low > kFar) {  // no zeros are between two classes
+      } else if (((u64)(here - before) << c.low) + low > kFar) {  // no zeros are between two classes
         const u32 slot = add_shared(&s.far_events, 1);
         if (slot < kMaxFar) s.notes.listed.far[slot] = Far{i, (u32)rank}; else raise(&s.bad);
       }

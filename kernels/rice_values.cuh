@@ -48,9 +48,13 @@ TPDE_FN void read_lane_length(Shared<Word>& s, const Strings& strings, u32 t) {
 // Makes lengths starts. A sum beyond the data stays there.
 template <typename Word>
 TPDE_FN void sum_lanes(Shared<Word>& s) {
+  const u32 lanes = s.head.lanes;
   u32 at = s.lane_start[0] = s.head.quotient_at[kDense];
-  for (u32 l = 1; l < s.head.lanes; l++) {
-    const u64 next = (u64)at + s.lane_start[l];
+  u32 length = s.lane_start[1];
+#pragma unroll 1
+  for (u32 l = 1; l < lanes; l++) {
+    const u64 next = (u64)at + length;
+    length = s.lane_start[min_u32(l + 1, kMaxLanes - 1)];  // before others are stored
     s.lane_start[l] = at = next < kBits ? (u32)next : kBits;
   }
 }

@@ -39,6 +39,20 @@ TPDE_FN void wait_copies() {
 #endif
 }
 
+// Ends a group of this thread's copies, and waits for all but the last n groups.
+TPDE_FN void commit_copies() {
+#ifdef TPDE_ASYNC
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+template <u32 n>
+TPDE_FN void wait_copies_but() {
+#ifdef TPDE_ASYNC
+  asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
+#endif
+}
+
 // Where word 0 of a copy lies behind its start: as far behind a multiple of 16
 // bytes as the original.
 TPDE_FN u32 stage_shift(const u32* from) { return (u32)((u64)from >> 2) & 3; }

@@ -64,12 +64,26 @@ func DeviceShared(tables []byte) int {
 	return 2*int(le.Uint32(tables[16:])) + 4*int(le.Uint32(tables[20:]))*int(le.Uint32(tables[28:]))
 }
 
-// DeviceStage returns how many bytes of shared memory the kernel takes for a
-// block, but for its planes, of a chunk of so many words and bytes.
+// DeviceStage returns how many bytes of shared memory a warp takes for a block,
+// but for its planes, of a chunk of so many words and bytes.
 func DeviceStage(dt dtype.Type, words, bytes int) int {
 	l := layoutOf(dt)
 	// It lies as it lies in the blob, up to 12 bytes behind a multiple of 16.
 	return alignUp(max(bytes-l.planes()*2*min(words, blockWords), 0)+12, 16)
+}
+
+// DeviceQueue returns how many bytes of shared memory a warp takes for base words
+// and planes that are on their way, unless the base is quantised: kQueueWords of
+// kernels/prefix_block.cuh.
+func DeviceQueue(dt dtype.Type) int {
+	rows, pieces := 4, 1 // of 16 bytes that a lane loads of a row
+	switch layoutOf(dt).wordBits {
+	case 32:
+		rows, pieces = 2, 2+1
+	case 64:
+		rows, pieces = 1, 4+3
+	}
+	return rows * pieces * 32 * 16
 }
 
 func alignUp(n, to int) int { return (n + to - 1) / to * to }

@@ -21,12 +21,12 @@ type cut struct {
 }
 
 // What a staged kernel does with shared memory. A thread block loads the tables
-// of its tensor once, for all its warps, and each warp brings its chunk there: so
-// many warps run at once as have room, and the fewer thread blocks they come in,
+// of its tensor once, for all its warps, and each warp brings its chunk there, and
+// rows of base words: so many warps run at once as have room, and the fewer thread blocks they come in,
 // the fewer tables.
 const (
 	leastWarps = 4        // of a thread block, which together load the tables
-	mostWarps  = 24       // of a multiprocessor, by the registers that they take
+	mostWarps  = 20       // of a multiprocessor, by the registers that they take
 	mostStage  = 24 << 10 // bytes; larger chunks are decoded from global memory
 	spareBytes = 256      // that a kernel may declare besides
 	tableUnits = 3        // chunks that a warp decodes while a thread block loads tables
@@ -48,7 +48,8 @@ func (l *limits) cutOf(k kernelID, chunks uint64, tables, stage int) (cut, error
 		stage = 0
 	}
 	// The number of warps of which most are at work at once; of those the
-	// largest, unless there are too few chunks for all multiprocessors.
+	// largest. But if a thread block for each multiprocessor has warps for all
+	// chunks, no more than that: the tables are loaded once, and none has less to do.
 	best, resident := leastWarps, leastWarps
 	for warps := leastWarps; warps <= int(s.share); warps++ {
 		need := tables + warps*stage
@@ -56,10 +57,11 @@ func (l *limits) cutOf(k kernelID, chunks uint64, tables, stage int) (cut, error
 			break
 		}
 		n := min(l.shared.Processor/(need+spareBytes+l.shared.Reserved), mostWarps/warps) * warps
-		if n >= resident {
+		all := uint64(warps)*uint64(l.processors) >= chunks
+		if n >= resident || all {
 			best, resident = warps, n
 		}
-		if uint64(warps)*uint64(l.processors) >= chunks {
+		if all {
 			break
 		}
 	}
@@ -81,9 +83,14 @@ func (l *limits) cutJobs(jobs []Job, k kernelID, kernel func(*Job) kernelID) (cu
 			}
 			chunks += uint64(j.P.chunks())
 			tables = max(tables, j.P.sharedTables)
-			if j.P.sharedChunk <= mostStage {
-				stage = max(stage, j.P.sharedChunk)
+			if j.P.sharedChunk > mostStage {
+				continue
 			}
+			room := j.P.sharedChunk
+			if !j.Quantised {
+				room += j.P.sharedQueue
+			}
+			stage = max(stage, room)
 		}
 	}
 	return l.cutOf(k, chunks, tables, stage)

@@ -23,13 +23,13 @@ func TestCut(t *testing.T) {
 		tables, stage int
 		want          cut
 	}{
-		{"512 MiB of bf16, chunks of 12288 words", 21845, 26 << 10, 8400, cut{768, 0, false, 26<<10 + 24*8400, 132, 132}},
-		{"512 MiB of bf16, chunks of 4096 words", 65536, 26 << 10, 2900, cut{768, 0, false, 26<<10 + 24*2900, 132, 132}},
-		{"one of 4096x4096", 1365, 26 << 10, 8400, cut{320, 0, false, 26<<10 + 10*8400, 132, 264}},
+		{"512 MiB of bf16, chunks of 12288 words", 21845, 30 << 10, 11300, cut{544, 0, false, 30<<10 + 17*11300, 132, 132}},
+		{"512 MiB of bf16, chunks of 4096 words", 65536, 26 << 10, 4900, cut{640, 0, false, 26<<10 + 20*4900, 132, 132}},
+		{"one of 4096x4096", 1365, 30 << 10, 11300, cut{352, 0, false, 30<<10 + 11*11300, 132, 132}},
 		{"a norm", 1, 26 << 10, 8400, cut{128, 0, false, 26<<10 + 4*8400, 132, 3 * 132}},
 		{"the largest tables", 5000, 72 << 10, 8400, cut{576, 0, false, 72<<10 + 18*8400, 132, 132}},
-		{"chunks too large to be staged", 5000, 26 << 10, 0, cut{768, 0, false, 26 << 10, 132, 132}},
-		{"chunks that are too large beside the tables", 5000, 200 << 10, 20 << 10, cut{768, 0, false, 200 << 10, 132, 132}},
+		{"chunks too large to be staged", 5000, 26 << 10, 0, cut{640, 0, false, 26 << 10, 132, 132}},
+		{"chunks that are too large beside the tables", 5000, 200 << 10, 20 << 10, cut{640, 0, false, 200 << 10, 132, 132}},
 	} {
 		got, err := hopper.cutOf(k, c.chunks, c.tables, c.stage)
 		if err != nil || got != c.want {
@@ -107,12 +107,19 @@ func TestCutJobs(t *testing.T) {
 		if x.units != units || blocks != c.grid(units) || x.item[1].firstBlock != a.chunks()+tableUnits {
 			t.Errorf("%d blocks, %d units, item 1 from %d, cut %+v", blocks, x.units, x.item[1].firstBlock, c)
 		}
-		if int(c.sharedBytes) != max(a.sharedTables, b.sharedTables)+int(c.threads/32)*max(a.sharedChunk, b.sharedChunk) {
+		if int(c.sharedBytes) != max(a.sharedTables, b.sharedTables)+int(c.threads/32)*(max(a.sharedChunk, b.sharedChunk)+a.sharedQueue) {
 			t.Errorf("cut %+v, tables %d and %d, chunks %d and %d", c, a.sharedTables, b.sharedTables, a.sharedChunk, b.sharedChunk)
 		}
 		return nil
 	})
 	if err != nil {
 		t.Error(err)
+	}
+	// On a quantised base there is no queue.
+	q := job(a, 1<<30)
+	q.Quantised = true
+	c, err := l.cutJobs([]Job{q}, q.kernel(), (*Job).kernel)
+	if err != nil || a.sharedQueue == 0 || int(c.sharedBytes) != a.sharedTables+int(c.threads/32)*a.sharedChunk {
+		t.Errorf("quantised: cut %+v, %v", c, err)
 	}
 }

@@ -22,8 +22,9 @@ type Prepared struct {
 	tableBytes uint64  // of the image, padded
 	places     []place // zstd: of each chunk, and of what would follow
 	largest    uint64  // zstd: bytes of the largest plane
-	// Shared memory that the tables take, and a chunk, if the kernel is staged.
-	sharedTables, sharedChunk int
+	// Shared memory that the tables take, a chunk, and a warp's queue of base words,
+	// if the kernel is staged.
+	sharedTables, sharedChunk, sharedQueue int
 }
 
 // Prepare validates an index and expands it to what kernels read. It needs no
@@ -59,7 +60,7 @@ func Prepare(index []byte) (*Prepared, error) {
 		}
 	}
 	if d.sharedTables != nil {
-		p.sharedTables = d.sharedTables(p.image)
+		p.sharedTables, p.sharedQueue = d.sharedTables(p.image), d.sharedQueue(x.Type)
 		for i := range x.Records {
 			r := &x.Records[i]
 			p.sharedChunk = max(p.sharedChunk, d.sharedChunk(x.Type, int(r.UncompressedBytes)/x.Type.WordBytes(), int(r.CompressedBytes)))

@@ -125,16 +125,18 @@ type decoder struct {
 	// takes none.
 	tables func(t dtype.Type, tables []byte) ([]byte, error)
 	// shared returns what the kernel takes of shared memory, if it is staged:
-	// for expanded tables, and for a chunk of so many words and bytes.
+	// for expanded tables, for a chunk of so many words and bytes, and, where it
+	// takes one, for a queue of base words that are not quantised.
 	sharedTables func(tables []byte) int
 	sharedChunk  func(t dtype.Type, words, bytes int) int
+	sharedQueue  func(t dtype.Type) int
 }
 
 var decoders = map[codec.ID]decoder{
 	codec.Elias:  {entry: eliasDecode, tables: elias.DeviceTables},
 	codec.Raw:    {entry: rawDecode},
 	codec.Zstd:   {entry: zstdJoin}, // and what is in zstd.go
-	codec.Prefix: {entry: prefixDecode, tables: prefix.DeviceTables, sharedTables: prefix.DeviceShared, sharedChunk: prefix.DeviceStage},
+	codec.Prefix: {entry: prefixDecode, tables: prefix.DeviceTables, sharedTables: prefix.DeviceShared, sharedChunk: prefix.DeviceStage, sharedQueue: prefix.DeviceQueue},
 	codec.Rice:   {entry: riceDecode, tables: rice.DeviceTables},
 }
 

@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <vector>
 
 #include "prefix.cuh"
 
@@ -21,7 +22,8 @@ struct Request {
   u32 has_base, in_place;
   u32 data_shift;              // 32-bit words that the chunk lies behind a multiple of 16 bytes
   u32 base_shift, dst_shift;   // words
-  u32 room_words;              // of shared memory
+  u32 room_words;              // of shared memory, for a block
+  u32 queue_bytes;             // that the host counts for rows
 };
 
 static bool read_bytes(void* p, size_t n) {
@@ -42,11 +44,18 @@ static bool decode_block(Block<Word>& b, Cursor& c, const Tables& tables, const 
   b.sign_extended = tables.sign_extended;
   if (!take_planes(c, b)) return false;
   const u32 copied = min_u32(c.left, room_words);
-  Memory room(4 * (copied + 3), 0);
-  static Row<Word> queue[kLanes][Shape<Word>::kAhead];
+  Memory room(4 * (copied + 3), 0), rows(4 * Shape<Word>::kQueueWords, 0);
+  std::vector<Queue<Word>> queue;
   for (u32 lane = 0; lane < kLanes; lane++) {
     stage(reinterpret_cast<u32*>(room.p), c.data, copied, lane, kLanes);
-    load_first(b, lane, queue[lane]);
+#ifdef QUANT
+    queue.emplace_back();
+#else
+    queue.emplace_back(reinterpret_cast<u32*>(rows.p), lane);
+#endif
+    if (room_words > 0 && is_aligned(b) && b.words >= Shape<Word>::kRow) {
+      queue[lane].start(b, b.words / Shape<Word>::kRow, lane * Shape<Word>::kWords);
+    }
   }
   const u32* copy = reinterpret_cast<u32*>(room.p) + stage_shift(c.data);
   Head h;
@@ -72,6 +81,9 @@ static bool decode_block(Block<Word>& b, Cursor& c, const Tables& tables, const 
 
 template <typename Word>
 static void answer(const Request& r) {
+#ifndef QUANT
+  if (r.queue_bytes != 4 * Shape<Word>::kQueueWords) exit(4);
+#endif
   const size_t bytes = r.words * sizeof(Word), padded = (bytes + 3) / 4 * 4;
   Memory tables(r.table_bytes, 0), data(r.chunk_bytes, 4 * r.data_shift), base(bytes, r.base_shift * sizeof(Word));
   Memory dst(bytes, r.dst_shift * sizeof(Word));
