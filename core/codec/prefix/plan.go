@@ -86,18 +86,21 @@ func gather[T word.Word, P part](t *tables, samples []codec.Block) []run[P] {
 	keys, words, sorted := (*room)[:total], part(1), part(2)
 	at := 0
 	starts := make([]int, t.contexts.keys(l)+1) // of each key's words in sorted
-	mask, shift, down := T(1)<<l.keyBits-1, t.contexts.shift, l.codeShift
+	mask, shift, down := uint64(1)<<l.keyBits-1, t.contexts.shift, l.codeShift
 	for _, s := range samples {
 		base, res := word.View[T](s.Base), word.View[T](s.Residual)
+		base = base[:len(res)]
+		keys, words := keys[at:][:len(res)], words[at:][:len(res)]
+		at += len(res)
 		for i, v := range res {
-			b := base[i] >> down
-			r := P((base[i]+v)>>down) - P(b)
+			// Shifts of 64 bits spare tests of how far they go.
+			b := uint64(base[i]) >> (down & 63)
+			r := P(uint64(base[i]+v)>>(down&63)) - P(b)
 			if l.signed {
 				r = P(v)
 			}
-			key := uint16(b & mask >> shift)
-			keys[at], words[at] = key, r
-			at++
+			key := uint16(b & mask >> (shift & 63))
+			keys[i], words[i] = key, r
 			starts[key+1]++
 		}
 	}
