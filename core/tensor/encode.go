@@ -24,7 +24,7 @@ func Encode(ctx context.Context, w io.Writer, d Desc, base, target []byte, o Opt
 	}
 	s := source{desc: d, kind: o.Residual, base: base, baseAt: o.BaseAt, target: target}
 	s.targetTree, s.baseTree = treeOf(target, o.TargetDigest), treeOf(base, o.BaseDigest)
-	enc, id, err := chooseEncoder(s, o)
+	enc, id, err := chooseEncoder(ctx, s, o)
 	if err != nil {
 		return nil, err
 	}
