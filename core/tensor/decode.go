@@ -157,11 +157,6 @@ func (r *Reader) Reconstruct(ctx context.Context, dst, base []byte, o Reconstruc
 	if err := r.CheckBlob(ctx, o.Workers); err != nil {
 		return err
 	}
-	// Each chunk adds its pages while they are in a cache, if chunks share none.
-	var tree *digest.Tree
-	if !o.SkipTargetDigest && x.ChunkWords*uint64(w)%digest.PageBytes == 0 {
-		tree = digest.NewTree(x.TargetBytes())
-	}
 	err := plan.Each(ctx, o.Workers, len(x.Records), func(_ context.Context, i int) error {
 		rec := &x.Records[i]
 		from := rec.OutputWord * uint64(w)
@@ -172,22 +167,12 @@ func (r *Reader) Reconstruct(ctx context.Context, dst, base []byte, o Reconstruc
 		}
 		buf := getScratch()
 		defer putScratch(buf)
-		err := r.decodeVerified(i, dst[from:to], b, buf)
-		if err == nil && tree != nil {
-			tree.Add(from, dst[from:to])
-		}
-		return err
+		return r.decodeVerified(i, dst[from:to], b, buf)
 	})
 	if err != nil || o.SkipTargetDigest {
 		return err
 	}
-	got := digest.Sum{}
-	if tree != nil {
-		got = tree.Sum()
-	} else {
-		got = digest.Of(dst, o.Workers)
-	}
-	if got != x.TargetDigest {
+	if got := digest.Of(dst, o.Workers); got != x.TargetDigest {
 		return status.Errorf(status.ErrTargetMismatch, "rebuilt tensor has digest %v, expected %v", got, x.TargetDigest)
 	}
 	return nil
