@@ -6,7 +6,8 @@ import "encoding/binary"
 // with the top bit of every word set aside, no carry or borrow can leave a
 // word, and the top bits themselves add without carry (exclusive or).
 // That is several times faster than a loop over 8 or 16-bit words, needs no
-// alignment, and is one loop for all four sizes.
+// alignment, and is one loop for all four sizes. Where there is AVX2, residuals
+// are computed by vectors_amd64.s but for what is left of a vector.
 
 // topBits returns the mask of the top bits of the words in eight bytes.
 func topBits(wordBytes int) uint64 {

@@ -13,7 +13,8 @@ func Compute(kind Kind, t dtype.Type, res, base, target []byte, exceptions []uin
 	if kind == Add {
 		return computeAdd(t, res, base, target, exceptions)
 	}
-	subWords(res, target, base, topBits(t.WordBytes()))
+	done := subVectors(res, target, base, t.WordBytes())
+	subWords(res[done:], target[done:], base[done:], topBits(t.WordBytes()))
 	return exceptions
 }
 

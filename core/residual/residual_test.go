@@ -40,6 +40,24 @@ func randomPair(rng *rand.Rand, n, wordBytes int) (base, target []byte) {
 	return base, target
 }
 
+// TestVectorsDoAsPlainGo holds the assembly to subWords, at every alignment.
+func TestVectorsDoAsPlainGo(t *testing.T) {
+	rng := rand.New(rand.NewPCG(9, 9))
+	a, b := randomPair(rng, 500, 1)
+	for _, w := range []int{1, 2, 4, 8} {
+		for _, n := range []int{0, 8, 56, 64, 72, 128, 256} {
+			for off := range 70 {
+				want, got := make([]byte, n), make([]byte, n+1)
+				subWords(want, a[off:off+n], b[2*off:2*off+n], topBits(w))
+				done := subVectors(got[1:], a[off:off+n], b[2*off:2*off+n], w)
+				if !bytes.Equal(got[1:1+done], want[:done]) || !bytes.Equal(got[1+done:], make([]byte, n-done)) {
+					t.Fatalf("words of %d bytes: %d of %d bytes from byte %d on differ", w, done, n, off)
+				}
+			}
+		}
+	}
+}
+
 func le(b []byte) (v uint64) {
 	for i, x := range b {
 		v |= uint64(x) << (8 * i)

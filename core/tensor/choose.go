@@ -1,8 +1,11 @@
 package tensor
 
 import (
+	"context"
+
 	"github.com/tpde-project/tpde/core/codec"
 	_ "github.com/tpde-project/tpde/core/codec/all" // registers the codecs
+	"github.com/tpde-project/tpde/core/plan"
 	"github.com/tpde-project/tpde/core/residual"
 )
 
@@ -32,7 +35,7 @@ var tried = []codec.ID{codec.Raw, codec.Zstd, codec.Rice, codec.Prefix}
 
 // chooseEncoder plans the codec that the user asked for or, for codec.Auto,
 // the one that is smallest in a trial.
-func chooseEncoder(s source, o Options) (codec.Encoder, codec.ID, error) {
+func chooseEncoder(ctx context.Context, s source, o Options) (codec.Encoder, codec.ID, error) {
 	room := getScratch()
 	defer putScratch(room)
 	all, err := sample(s, room)
@@ -40,7 +43,7 @@ func chooseEncoder(s source, o Options) (codec.Encoder, codec.ID, error) {
 		return nil, 0, err
 	}
 	if o.Codec == codec.Auto {
-		return choose(s, all, o)
+		return choose(ctx, s, all, o)
 	}
 	enc, err := planned(s, all, o.Codec, o)
 	return enc, o.Codec, err
@@ -58,7 +61,7 @@ func planned(s source, samples codec.Block, id codec.ID, o Options) (codec.Encod
 // choose returns the codec that is smallest on a part of the sample, but prefix
 // if that is nearly as small as rice: it packs and unpacks densely changed
 // tensors several times faster. Ties go to the one that is tried first.
-func choose(s source, all codec.Block, o Options) (codec.Encoder, codec.ID, error) {
+func choose(ctx context.Context, s source, all codec.Block, o Options) (codec.Encoder, codec.ID, error) {
 	room := getScratch()
 	defer putScratch(room)
 	trial := thin(all, room)
@@ -68,9 +71,7 @@ func choose(s source, all codec.Block, o Options) (codec.Encoder, codec.ID, erro
 	sparse := changed < trial.Words()/8
 	dense := changed > trial.Words()/2 && all.Words() >= manyWords
 
-	encoders := map[codec.ID]codec.Encoder{}
-	sizes := map[codec.ID]int{}
-	best := tried[0]
+	var candidates []candidate
 	for _, id := range tried {
 		samples := trial
 		switch {
@@ -79,32 +80,46 @@ func choose(s source, all codec.Block, o Options) (codec.Encoder, codec.ID, erro
 		case id == codec.Prefix && dense || id == codec.Rice && sparse:
 			samples = all // it is most likely the one: planned once and for all
 		}
-		enc, err := planned(s, samples, id, o)
-		if err != nil {
-			return nil, 0, err
+		candidates = append(candidates, candidate{id: id, samples: samples})
+	}
+	err := plan.Each(ctx, o.Workers, len(candidates), func(_ context.Context, i int) (err error) {
+		c := &candidates[i]
+		if c.enc, err = planned(s, c.samples, c.id, o); err == nil {
+			c.size, err = trialSize(s, trial, c.enc, o)
 		}
-		if samples.Words() == all.Words() {
-			encoders[id] = enc
-		}
-		if sizes[id], err = trialSize(s, trial, enc, o); err != nil {
-			return nil, 0, err
-		}
-		if sizes[id] < sizes[best] {
-			best = id
+		return err
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	best := candidates[0]
+	for _, c := range candidates {
+		if c.size < best.size {
+			best = c
 		}
 	}
-	nearly := sizes[best] + sizes[best]/128
+	nearly := best.size + best.size/128
 	if o.Level == codec.LevelFast {
-		nearly += sizes[best] / 32
+		nearly += best.size / 32
 	}
-	if size, tried := sizes[codec.Prefix]; tried && best == codec.Rice && size <= nearly {
-		best = codec.Prefix
+	for _, c := range candidates {
+		if best.id == codec.Rice && c.id == codec.Prefix && c.size <= nearly {
+			best = c
+		}
 	}
-	if enc := encoders[best]; enc != nil {
-		return enc, best, nil
+	if best.samples.Words() == all.Words() {
+		return best.enc, best.id, nil
 	}
-	enc, err := planned(s, all, best, o)
-	return enc, best, err
+	enc, err := planned(s, all, best.id, o)
+	return enc, best.id, err
+}
+
+// candidate is a codec that is tried.
+type candidate struct {
+	id      codec.ID
+	samples codec.Block // that it is planned from
+	enc     codec.Encoder
+	size    int // of the trial
 }
 
 // trialSize returns what an encoder makes of the trial, as part of a tensor.

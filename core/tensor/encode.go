@@ -23,7 +23,8 @@ func Encode(ctx context.Context, w io.Writer, d Desc, base, target []byte, o Opt
 		return nil, err
 	}
 	s := source{desc: d, kind: o.Residual, base: base, baseAt: o.BaseAt, target: target}
-	enc, id, err := chooseEncoder(s, o)
+	s.targetTree, s.baseTree = treeOf(target, o.TargetDigest), treeOf(base, o.BaseDigest)
+	enc, id, err := chooseEncoder(ctx, s, o)
 	if err != nil {
 		return nil, err
 	}
@@ -35,11 +36,7 @@ func Encode(ctx context.Context, w io.Writer, d Desc, base, target []byte, o Opt
 	x := &container.Index{
 		Type: d.Type, Codec: id, Residual: o.Residual, HasBase: base != nil || o.BaseAt != nil, Shape: d.Shape,
 		Words: words, ChunkWords: chunkWords, Tables: enc.Tables(),
-		TargetDigest: digestOf(target, o.TargetDigest, o.Workers),
-		Records:      make([]container.Record, container.ChunkCount(words, max(chunkWords, 1))),
-	}
-	if x.HasBase {
-		x.BaseDigest = digestOf(base, o.BaseDigest, o.Workers)
+		Records: make([]container.Record, container.ChunkCount(words, max(chunkWords, 1))),
 	}
 	err = plan.Ordered(ctx, o.Workers, len(x.Records),
 		func(_ context.Context, i int) (*encodedChunk, error) {
@@ -65,14 +62,42 @@ func Encode(ctx context.Context, w io.Writer, d Desc, base, target []byte, o Opt
 	if err != nil {
 		return nil, err
 	}
+	x.TargetDigest = digestOf(s.targetTree, o.TargetDigest)
+	if x.HasBase {
+		x.BaseDigest = digestOf(s.baseTree, o.BaseDigest)
+	}
 	return x.Append(nil), nil
 }
 
-func digestOf(data []byte, known *digest.Sum, workers int) digest.Sum {
+// treeOf starts the digest of data, if it is not known.
+func treeOf(data []byte, known *digest.Sum) *digest.Tree {
+	if known != nil {
+		return nil
+	}
+	return digest.NewTree(uint64(len(data)))
+}
+
+func digestOf(t *digest.Tree, known *digest.Sum) digest.Sum {
 	if known != nil {
 		return *known
 	}
-	return digest.Of(data, workers)
+	return t.Sum()
+}
+
+// addPages adds the pages of data that start in [from, to) to its digest.
+func addPages(t *digest.Tree, data []byte, from, to uint64) {
+	if t == nil {
+		return
+	}
+	from, to = pageAt(from), min(pageAt(to), uint64(len(data)))
+	if from < to {
+		t.Add(from, data[from:to])
+	}
+}
+
+// pageAt returns where the first page starts from off on.
+func pageAt(off uint64) uint64 {
+	return (off + digest.PageBytes - 1) / digest.PageBytes * digest.PageBytes
 }
 
 func (d Desc) check(base, target []byte, o Options) error {
@@ -127,6 +152,9 @@ type source struct {
 	base   []byte // nil if there is none, or baseAt gives it
 	baseAt func(dst []byte, off uint64) error
 	target []byte
+	// Digests of what is packed, nil where they are known: each chunk adds the
+	// pages that start in it, while its data are in a cache.
+	targetTree, baseTree *digest.Tree
 }
 
 // words returns the number of words.
@@ -147,6 +175,8 @@ func (s *source) encodeChunk(enc codec.Encoder, first, n uint64) (*encodedChunk,
 	from, to := first*w, min((first+n)*w, uint64(len(s.target)))
 	buf := getScratch()
 	defer putScratch(buf)
+	addPages(s.targetTree, s.target, from, to)
+	addPages(s.baseTree, s.base, from, to)
 	block, exceptions, err := s.block(buf, from, to)
 	if err != nil {
 		return nil, err

@@ -1,6 +1,8 @@
 package interval
 
 import (
+	"math/bits"
+
 	"github.com/tpde-project/tpde/core/word"
 )
 
@@ -18,6 +20,41 @@ func HistogramOf[T word.Word](sorted []T) Histogram[T] {
 			h.values = append(h.values, v)
 			h.upto = append(h.upto, i+1)
 		}
+	}
+	return h
+}
+
+// Counter makes histograms of short words in any order. It is not safe for
+// concurrent use.
+type Counter[T ~uint8 | ~uint16] struct {
+	counts []int32
+	seen   []uint64 // a bit for each value
+}
+
+// HistogramOf counts words.
+func (c *Counter[T]) HistogramOf(words []T) Histogram[T] {
+	if c.counts == nil {
+		ring := 1 << (8 * word.Size[T]())
+		c.counts, c.seen = make([]int32, ring), make([]uint64, ring/64)
+	}
+	n := 0
+	for _, v := range words {
+		if c.counts[v] == 0 {
+			c.seen[v/64] |= 1 << (v % 64)
+			n++
+		}
+		c.counts[v]++
+	}
+	h := Histogram[T]{make([]T, 0, n), make([]int, 0, n)}
+	total := 0
+	for i, seen := range c.seen {
+		for ; seen != 0; seen &= seen - 1 {
+			v := T(64*i + bits.TrailingZeros64(seen))
+			total += int(c.counts[v])
+			h.values, h.upto = append(h.values, v), append(h.upto, total)
+			c.counts[v] = 0
+		}
+		c.seen[i] = 0
 	}
 	return h
 }

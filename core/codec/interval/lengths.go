@@ -1,6 +1,7 @@
 package interval
 
 import (
+	"math"
 	"math/bits"
 	"slices"
 )
@@ -30,23 +31,27 @@ func lengths(counts []int, limits []uint) (out []uint, ok bool) {
 	longest := slices.Max(limits)
 	var below []packet
 	for level := longest; level >= 1; level-- {
-		var list []packet
+		list := make([]packet, 0, n+len(below)/2)
+		pair := 0 // the next of the level below, which ascend, too
+		pairs := func(limit int) {
+			for ; pair+1 < len(below) && below[pair].weight+below[pair+1].weight < limit; pair += 2 {
+				x := below[pair]
+				x.weight += below[pair+1].weight
+				for s := range x.symbols[:n] {
+					x.symbols[s] += below[pair+1].symbols[s]
+				}
+				list = append(list, x)
+			}
+		}
 		for _, s := range order {
 			if limits[s] >= level {
+				pairs(counts[s])
 				x := packet{weight: counts[s]}
 				x.symbols[s] = 1
 				list = append(list, x)
 			}
 		}
-		for i := 0; i+1 < len(below); i += 2 {
-			x := below[i]
-			x.weight += below[i+1].weight
-			for s := range x.symbols {
-				x.symbols[s] += below[i+1].symbols[s]
-			}
-			list = append(list, x)
-		}
-		slices.SortStableFunc(list, func(a, b packet) int { return a.weight - b.weight })
+		pairs(math.MaxInt)
 		below = list
 	}
 	for _, x := range below[:min(2*n-2, len(below))] {

@@ -150,27 +150,50 @@ func (e *encoder[T, P]) strings(s *encodeState[P], lengths *[lanes]uint32) []byt
 		s.out = make([]byte, need)
 	}
 	e.find(s)
-	group := e.tables.layout.group() / 2 // pairs
-	out, at := s.out, 0
-	var acc uint64 // the low n bits are not in out yet
-	var n uint     // below 8 between pairs
-	end := uint32(0)
+	for len(s.pairs)%4 != 0 {
+		s.pairs = append(s.pairs, 0) // of no bits
+	}
+	pairs, group := s.pairs, e.tables.layout.group()/2
+	b := pending{}
+	out, end := s.out, uint32(0)
 	for lane := range lanes {
-		for off := lane * group; off < len(s.pairs); off += lanes * group {
-			for _, x := range s.pairs[off:min(off+group, len(s.pairs))] {
-				acc = acc<<(x&63) | x>>8
-				n += uint(x & 63)
-				binary.BigEndian.PutUint64(out[at:], acc<<(-n&63))
-				at += int(n >> 3)
-				n &= 7
+		for off := lane * group; off < len(pairs); off += lanes * group {
+			for from := off; from < min(off+group, len(pairs)); from += 4 {
+				p := (*[4]uint64)(pairs[from:])
+				// Two at once, if they leave room in a register for what is pending.
+				x, xn := p[0]>>8<<(p[1]&63)|p[1]>>8, p[0]&63+p[1]&63
+				y, yn := p[2]>>8<<(p[3]&63)|p[3]>>8, p[2]&63+p[3]&63
+				if max(xn, yn) > 56 {
+					for _, x := range p {
+						b = b.put(out, x>>8, x&63)
+					}
+					continue
+				}
+				b = b.put(out, x, xn)
+				b = b.put(out, y, yn)
 			}
 		}
-		pos := uint32(8*at) + uint32(n)
+		pos := uint32(8*b.at) + uint32(b.n)
 		lengths[lane], end = pos-end, pos
 	}
 	slices.Sort(s.exceptions)
 	s.exceptions = slices.Compact(s.exceptions)
-	return out[:at+int(n+7)/8]
+	return out[:b.at+int(b.n+7)/8]
+}
+
+// pending is where a bit string is being written: at bytes are complete, and
+// the low n bits of acc follow, less than 8.
+type pending struct {
+	at     int
+	acc, n uint64
+}
+
+// put writes n bits to out, which has room for 8 bytes more.
+func (b pending) put(out []byte, bits, n uint64) pending {
+	acc := b.acc<<(n&63) | bits
+	n += b.n
+	binary.BigEndian.PutUint64(out[b.at:], acc<<(-n&63))
+	return pending{b.at + int(n>>3), acc, n & 7}
 }
 
 // find fills s.pairs with what stands in the bit strings for each two words:
@@ -178,7 +201,7 @@ func (e *encoder[T, P]) strings(s *encodeState[P], lengths *[lanes]uint32) []byt
 func (e *encoder[T, P]) find(s *encodeState[P]) {
 	n := (len(s.res) + 1) / 2
 	if cap(s.pairs) < n {
-		s.pairs = make([]uint64, n)
+		s.pairs = make([]uint64, n+3) // strings fills up to four
 	}
 	s.pairs = s.pairs[:n]
 	for at := 0; at < len(s.res); {

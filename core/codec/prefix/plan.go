@@ -79,25 +79,28 @@ func gather[T word.Word, P part](t *tables, samples []codec.Block) []run[P] {
 	}
 	room := rooms.Get().(*[]uint16)
 	defer rooms.Put(room)
-	if cap(*room) < 4*total {
-		*room = make([]uint16, 4*total)
+	if cap(*room) < 3*total {
+		*room = make([]uint16, 3*total)
 	}
 	part := func(i int) []P { return word.View[P](word.Bytes((*room)[i*total : (i+1)*total]))[:total] }
-	keys, words, sorted, spare := (*room)[:total], part(1), part(2), part(3)
+	keys, words, sorted := (*room)[:total], part(1), part(2)
 	at := 0
 	starts := make([]int, t.contexts.keys(l)+1) // of each key's words in sorted
-	mask, shift, down := T(1)<<l.keyBits-1, t.contexts.shift, l.codeShift
+	mask, shift, down := uint64(1)<<l.keyBits-1, t.contexts.shift, l.codeShift
 	for _, s := range samples {
 		base, res := word.View[T](s.Base), word.View[T](s.Residual)
+		base = base[:len(res)]
+		keys, words := keys[at:][:len(res)], words[at:][:len(res)]
+		at += len(res)
 		for i, v := range res {
-			b := base[i] >> down
-			r := P((base[i]+v)>>down) - P(b)
+			// Shifts of 64 bits spare tests of how far they go.
+			b := uint64(base[i]) >> (down & 63)
+			r := P(uint64(base[i]+v)>>(down&63)) - P(b)
 			if l.signed {
 				r = P(v)
 			}
-			key := uint16(b & mask >> shift)
-			keys[at], words[at] = key, r
-			at++
+			key := uint16(b & mask >> (shift & 63))
+			keys[i], words[i] = key, r
 			starts[key+1]++
 		}
 	}
@@ -111,14 +114,14 @@ func gather[T word.Word, P part](t *tables, samples []codec.Block) []run[P] {
 	}
 	low, high := window(starts)
 	var runs []run[P]
+	var counter interval.Counter[P]
 	first, start := 0, 0
 	for key := range len(starts) - 1 {
 		end := starts[key+1]
 		// The keys between two that occur go with the upper one.
 		enough := end-first >= minSamples && end > starts[key] && total-end >= minSamples
 		if end == total || enough && low <= key && key < high {
-			words := sortWords(sorted[first:end], spare[first:end])
-			runs = append(runs, run[P]{start: uint16(start), words: interval.HistogramOf(words)})
+			runs = append(runs, run[P]{start: uint16(start), words: counter.HistogramOf(sorted[first:end])})
 			if first, start = end, key+1; end == total {
 				break
 			}
@@ -139,33 +142,6 @@ func window(starts []int) (low, high int) {
 		}
 	}
 	return low, low + keys
-}
-
-// sortWords sorts words in ascending order, using spare of the same length, and
-// returns where they are then.
-func sortWords[P part](words, spare []P) []P {
-	if len(words) < 256 {
-		slices.Sort(words)
-		return words
-	}
-	for shift := uint(0); shift < uint(8*word.Size[P]()); shift += 8 {
-		var starts [256]int
-		for _, v := range words {
-			starts[v>>shift&255]++
-		}
-		sum := 0
-		for i, n := range starts {
-			starts[i] = sum
-			sum += n
-		}
-		for _, v := range words {
-			d := v >> shift & 255
-			spare[starts[d]] = v
-			starts[d]++
-		}
-		words, spare = spare, words
-	}
-	return words
 }
 
 // merge joins neighbours that one code serves nearly as well as two, the

@@ -31,10 +31,13 @@ type encodeState struct {
 
 // list is the events of a class.
 type list struct {
-	next     uint32 // rank of the word behind the last event
-	distance []uint32
-	value    []uint8 // number of the symbol, or 1 for a change of -1
-	at       []uint32
+	next   uint32 // rank of the word behind the last event
+	events []event
+}
+
+type event struct {
+	distance, at uint32
+	value        uint8 // number of the symbol, or 1 for a change of -1
 }
 
 func newEncoder[T word.Word](t *tables, chunkWords int) *encoder[T] {
@@ -69,7 +72,7 @@ func (e *encoder[T]) Encode(dst []byte, b codec.Block) ([]byte, uint32, error) {
 
 	var h head
 	for c := range s.lists {
-		h.events[c] = len(s.lists[c].at)
+		h.events[c] = len(s.lists[c].events)
 	}
 	h.exceptions = len(s.exceptions)
 	e.measure(base, s, &h)
@@ -88,7 +91,7 @@ func (e *encoder[T]) Encode(dst []byte, b codec.Block) ([]byte, uint32, error) {
 func (e *encoder[T]) collect(base, res []T, s *encodeState) (deltas uint32) {
 	for c := range s.lists {
 		l := &s.lists[c]
-		*l = list{distance: l.distance[:0], value: l.value[:0], at: l.at[:0]}
+		*l = list{events: l.events[:0]}
 	}
 	s.exceptions = s.exceptions[:0]
 	s.passed = [classes]uint32{}
@@ -118,9 +121,9 @@ func (e *encoder[T]) add(s *encodeState, f found, w, v T) {
 			value = find.code.Shortest()
 			s.exceptions = append(s.exceptions, f.at)
 		}
-	} else if v == ^T(0) {
-		value = 1
-	} else if v != 1 {
+	} else if v+1 <= 2 { // 1 or -1; which of them, no processor can predict
+		value = int(v >> (8*word.Size[T]() - 1))
+	} else {
 		value = -1
 	}
 	if value < 0 {
@@ -128,10 +131,8 @@ func (e *encoder[T]) add(s *encodeState, f found, w, v T) {
 		return
 	}
 	l := &s.lists[c]
-	l.distance = append(l.distance, f.rank-l.next)
+	l.events = append(l.events, event{f.rank - l.next, f.at, uint8(value)})
 	l.next = f.rank + 1
-	l.value = append(l.value, uint8(value))
-	l.at = append(l.at, f.at)
 }
 
 // writeDistances writes the low bits and signs of all gap classes, and then the
@@ -139,20 +140,20 @@ func (e *encoder[T]) add(s *encodeState, f found, w, v T) {
 func (e *encoder[T]) writeDistances(s *encodeState) {
 	for c, g := range e.tables.gaps {
 		low := uint(g.low)
-		for _, d := range s.lists[c].distance {
-			s.w.Put(uint64(d)&(1<<low-1), low)
+		for _, x := range s.lists[c].events {
+			s.w.Put(uint64(x.distance)&(1<<low-1), low)
 		}
 	}
 	for c, g := range e.tables.gaps {
 		if !g.coded {
-			for _, v := range s.lists[c].value {
-				s.w.Put(uint64(v), 1)
+			for _, x := range s.lists[c].events {
+				s.w.Put(uint64(x.value), 1)
 			}
 		}
 	}
 	for c, g := range e.tables.gaps {
-		for _, d := range s.lists[c].distance {
-			q := d >> g.low
+		for _, x := range s.lists[c].events {
+			q := x.distance >> g.low
 			for ; q >= 32; q -= 32 {
 				s.w.Put(0, 32)
 			}
@@ -162,8 +163,8 @@ func (e *encoder[T]) writeDistances(s *encodeState) {
 }
 
 // symbol returns the symbol of an event.
-func (e *encoder[T]) symbol(base []T, l *list, i int) *interval.Symbol {
-	return &e.finders[e.class.context[key(e.class, base[l.at[i]])]].code.Symbols[l.value[i]]
+func (e *encoder[T]) symbol(base []T, x event) *interval.Symbol {
+	return &e.finders[e.class.context[key(e.class, base[x.at])]].code.Symbols[x.value]
 }
 
 // measure fills in the lengths of the lanes.
@@ -179,12 +180,12 @@ func (e *encoder[T]) measure(base []T, s *encodeState, h *head) {
 		if c >= len(e.tables.gaps) && c != dense || !e.tables.hasValues(uint8(c)) {
 			continue
 		}
-		for i := range l.at {
+		for _, x := range l.events {
 			if read == laneStart(lane+1, lanes, total) {
 				lane++
 			}
-			x := e.symbol(base, l, i)
-			h.lanes[lane] += int(x.Length + x.Raw)
+			symbol := e.symbol(base, x)
+			h.lanes[lane] += int(symbol.Length + symbol.Raw)
 			read++
 		}
 	}
@@ -197,9 +198,9 @@ func (e *encoder[T]) writeValues(base, res []T, s *encodeState) {
 		if c >= len(e.tables.gaps) && c != dense || !e.tables.hasValues(uint8(c)) {
 			continue
 		}
-		for i := range l.at {
-			x := e.symbol(base, l, i)
-			plain := uint64(res[l.at[i]]) - x.Base
+		for _, v := range l.events {
+			x := e.symbol(base, v)
+			plain := uint64(res[v.at]) - x.Base
 			if plain >= 1<<x.Raw {
 				plain = 0 // an exception
 			}

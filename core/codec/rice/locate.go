@@ -29,60 +29,70 @@ type progress struct {
 
 // locateFrom is locate from the word at start on.
 func locateFrom[T word.Word](k *classifier, base []T, start int, at *slots, ranks []uint32, p *progress) bool {
-	size := word.Size[T]()
-	group, part := groupBytes/size, partBytes/size
 	next, passed := &p.next, &p.passed
 	for first := start; first < len(base); first += stripWords {
 		strip := base[first:min(first+stripWords, len(base))]
-		bytes := word.Bytes(strip)
 		counters := packCounters(at, next, ranks, passed)
-		counted := uint64(0)
+		put := counters // what counters were set to in all: the rest has been counted
 		for j := 0; j < len(strip); {
-			if j+group <= len(strip) {
-				steps := k.sumGroup(size, bytes[j*size:])
-				if left := counters - steps; left&full == full {
-					counters, counted = left, counted+steps
-					j += group
+			var n int
+			counters, n = pass(k, strip[j:], counters)
+			j += n
+			// A word of the next ones has an event: look closer.
+			for stop := min(j+partBytes/word.Size[T](), len(strip)); j < stop; j++ {
+				step := k.steps[key(k, strip[j])]
+				counters -= step
+				if counters&full == full {
 					continue
 				}
-			}
-			// A word of this group has an event: look closer.
-			for end := min(j+group, len(strip)); j < end; {
-				if j+part <= end {
-					steps := k.sum(size, binary.LittleEndian.Uint64(bytes[j*size:]))
-					if left := counters - steps; left&full == full {
-						counters, counted = left, counted+steps
-						j += part
-						continue
-					}
+				c := classOf(step)
+				slot := next[c]
+				if slot >= at.end[c] {
+					return false
 				}
-				for stop := min(j+part, end); j < stop; j++ {
-					step := k.steps[key(k, strip[j])]
-					counted += step
-					counters -= step
-					if counters&full == full {
-						continue
-					}
-					c := classOf(step)
-					slot := next[c]
-					if slot >= at.end[c] {
-						return false
-					}
-					distance := uint32(0)
-					if c != dense {
-						distance = min(ranks[slot+1]-ranks[slot]-1, 127)
-					}
-					ranks[slot] = uint32(first + j)
-					next[c] = slot + 1
-					counters += step * uint64(distance+1)
+				distance := uint32(0)
+				if c != dense {
+					distance = min(ranks[slot+1]-ranks[slot]-1, 127)
 				}
+				ranks[slot] = uint32(first + j)
+				next[c] = slot + 1
+				counters += step * uint64(distance+1)
+				put += step * uint64(distance+1)
 			}
 		}
+		counted := put - counters
 		for c := range passed {
 			passed[c] += uint32(counted >> (8 * c) & 0xff)
 		}
 	}
 	return true
+}
+
+// pass counts words as long as none of the partBytes that it looks at at once
+// has an event, and returns the counters then, and the number of words.
+func pass[T word.Word](k *classifier, base []T, counters uint64) (left uint64, words int) {
+	bytes := word.Bytes(base)
+	size := len(bytes)
+	switch shift, lanes := k.shift&63, k.lanes; word.Size[T]() {
+	case 2:
+		for ; len(bytes) >= partBytes; bytes = bytes[partBytes:] {
+			x := binary.LittleEndian.Uint64(bytes) >> shift & lanes
+			left := counters - (k.steps[x&keyMask] + k.steps[x>>16&keyMask] + k.steps[x>>32&keyMask] + k.steps[x>>48&keyMask])
+			if left&full != full {
+				break
+			}
+			counters = left
+		}
+	default:
+		for ; len(bytes) >= partBytes; bytes = bytes[partBytes:] {
+			left := counters - k.sum(word.Size[T](), binary.LittleEndian.Uint64(bytes))
+			if left&full != full {
+				break
+			}
+			counters = left
+		}
+	}
+	return counters, (size - len(bytes)) / word.Size[T]()
 }
 
 // full is the packed counters when no class has a word left before its event.

@@ -6,6 +6,7 @@ import (
 
 	"github.com/tpde-project/tpde/core/codec"
 	"github.com/tpde-project/tpde/core/codec/interval"
+	"github.com/tpde-project/tpde/core/residual"
 	"github.com/tpde-project/tpde/core/word"
 )
 
@@ -36,13 +37,10 @@ func gather[T word.Word](k *classifier, keyBits uint, samples []codec.Block) (bi
 	counts := make([]int, 1<<keyBits)
 	changed := 0
 	for _, s := range samples {
-		res := word.View[T](s.Residual)
-		for i, w := range word.View[T](s.Base) {
+		for _, w := range word.View[T](s.Base) {
 			counts[key(k, w)]++
-			if res[i] != 0 {
-				changed++
-			}
 		}
+		changed += residual.CountChanged(s.Residual, word.Size[T]())
 	}
 	starts := cut(counts, maxBins)
 	bins = make([]bin[T], len(starts))
@@ -60,12 +58,12 @@ func gather[T word.Word](k *classifier, keyBits uint, samples []codec.Block) (bi
 	}
 	stride = changed/maxValues + 1
 	skip := 0
+	var at []uint32
 	for _, s := range samples {
-		base := word.View[T](s.Base)
-		for i, v := range word.View[T](s.Residual) {
-			if v == 0 {
-				continue
-			}
+		base, res := word.View[T](s.Base), word.View[T](s.Residual)
+		at = residual.AppendChanged(at[:0], s.Residual, word.Size[T]())
+		for _, i := range at {
+			v := res[i]
 			b := &bins[number[key(k, base[i])]]
 			b.changed++
 			if v == 1 || v == ^T(0) {
