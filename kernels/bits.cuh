@@ -33,13 +33,7 @@ struct Bits {
     used = bit & 31;
   }
   // The next 32 bits.
-  TPDE_FN u32 peek() const {
-#ifdef __CUDA_ARCH__
-    return __funnelshift_l(low, high, used);
-#else
-    return used ? high << used | low >> (32 - used) : high;
-#endif
-  }
+  TPDE_FN u32 peek() const { return bits_between(high, low, used); }
   TPDE_FN void skip(u32 n) {  // n is at most 32
     used += n;
     if (used >= 32) {
@@ -62,14 +56,13 @@ struct Bits {
 // Behind the last word the bits are anything.
 TPDE_FN u32 bits_at(const u32* p, u32 words, u32 at, u32 n) {
   if (n == 0) return 0;
-  const u32 i = at >> 5, used = at & 31;
+  const u32 i = at >> 5;
 #ifdef __CUDA_ARCH__
-  const u32 a = byte_swap(__ldg(p + min_u32(i, words - 1))), b = byte_swap(__ldg(p + min_u32(i + 1, words - 1)));
-  return __funnelshift_l(b, a, used) >> (32 - n);
+  const u32 a = __ldg(p + min_u32(i, words - 1)), b = __ldg(p + min_u32(i + 1, words - 1));
 #else
-  const u32 a = byte_swap(p[min_u32(i, words - 1)]), b = byte_swap(p[min_u32(i + 1, words - 1)]);
-  return (used ? a << used | b >> (32 - used) : a) >> (32 - n);
+  const u32 a = p[min_u32(i, words - 1)], b = p[min_u32(i + 1, words - 1)];
 #endif
+  return bits_between(byte_swap(a), byte_swap(b), at) >> (32 - n);
 }
 
 // Bit `at` of such a string.

@@ -77,4 +77,34 @@ TPDE_FN u32 permute(u32 a, u32 b, u32 selector) {
 #endif
 }
 
+// The n & 31 high bits of w as a number.
+TPDE_FN u32 top_bits(u32 w, u32 n) {
+#ifdef __CUDA_ARCH__
+  return __funnelshift_l(w, 0, n);
+#else
+  n &= 31;
+  return n ? w >> (32 - n) : 0;
+#endif
+}
+
+// 32 bits of high and low, from bit n & 31 of high on.
+TPDE_FN u32 bits_between(u32 high, u32 low, u32 n) {
+#ifdef __CUDA_ARCH__
+  return __funnelshift_l(low, high, n);
+#else
+  n &= 31;
+  return n ? high << n | low >> (32 - n) : high;
+#endif
+}
+
+// x rotated right by n & 31 bits.
+TPDE_FN u32 rotate_right(u32 x, u32 n) {
+#ifdef __CUDA_ARCH__
+  return __funnelshift_r(x, x, n);
+#else
+  n &= 31;
+  return n ? x >> n | x << (32 - n) : x;
+#endif
+}
+
 TPDE_FN u32 min_u32(u32 a, u32 b) { return a < b ? a : b; }

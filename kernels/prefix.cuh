@@ -73,16 +73,6 @@ TPDE_FN Memory before_of(Memory a, Memory b) {
   return a.address < b.address ? a : b;
 }
 
-// The n & 31 high bits of w as a number.
-TPDE_FN u32 top_bits(u32 w, u32 n) {
-#ifdef __CUDA_ARCH__
-  return __funnelshift_l(w, 0, n);
-#else
-  n &= 31;
-  return n ? w >> (32 - n) : 0;
-#endif
-}
-
 // w << (n & 31), which is one instruction, where C++ has to mask.
 TPDE_FN u32 shift_left(u32 w, u32 n) {
 #ifdef __CUDA_ARCH__
@@ -93,16 +83,6 @@ TPDE_FN u32 shift_left(u32 w, u32 n) {
 }
 
 const u32 kLowHalves = 0x5410, kHighHalves = 0x7632;
-
-// x rotated right by n & 31 bits.
-TPDE_FN u32 rotate_right(u32 x, u32 n) {
-#ifdef __CUDA_ARCH__
-  return __funnelshift_r(x, x, n);
-#else
-  n &= 31;
-  return n ? x >> n | x << (32 - n) : x;
-#endif
-}
 
 // The sums of both halves, each modulo 2^16.
 TPDE_FN u32 add_halves(u32 a, u32 b) {
@@ -194,14 +174,7 @@ struct Bits {
     ahead = next.word();
   }
   // The next 32 bits.
-  TPDE_FN u32 peek() const {
-#ifdef __CUDA_ARCH__
-    return __funnelshift_l(low, high, position);
-#else
-    const u32 used = position & 31;
-    return used ? high << used | low >> (32 - used) : high;
-#endif
-  }
+  TPDE_FN u32 peek() const { return bits_between(high, low, position); }
   // Goes on by the low 16 bits of n, at most 32.
   TPDE_FN void skip(u32 n) {
     const u32 to = position + n;

@@ -58,26 +58,6 @@ struct Near {
   TPDE_FN Near up_to(Near last) const { return address < last.address ? *this : last; }
 };
 
-// The n & 31 high bits of w as a number.
-TPDE_FN u32 top_bits(u32 w, u32 n) {
-#ifdef __CUDA_ARCH__
-  return __funnelshift_l(w, 0, n);
-#else
-  n &= 31;
-  return n ? w >> (32 - n) : 0;
-#endif
-}
-
-// 32 bits of high and low, from bit n & 31 of high on.
-TPDE_FN u32 bits_between(u32 high, u32 low, u32 n) {
-#ifdef __CUDA_ARCH__
-  return __funnelshift_l(low, high, n);
-#else
-  n &= 31;
-  return n ? high << n | low >> (32 - n) : high;
-#endif
-}
-
 // The strings of a chunk in shared memory: words in the byte order of numbers,
 // and two zeros. Whatever the bit asked for, nothing else is read.
 struct NearStrings {

@@ -99,15 +99,14 @@ struct Steps {
   // The code of a word's context.
   TPDE_FN u8 code(Word w) const {
     const u32 x = sizeof(Word) == 8 ? (u32)((u64)w >> 32) : (u32)w;
-    return codes[((rotate ? x >> rotate | x << (32 - rotate) : x) & mask) / sizeof(u32)];
+    return codes[(rotate_right(x, rotate) & mask) / sizeof(u32)];
   }
   // The step of word j of a group; j is known when this is compiled.
   TPDE_FN u32 step(const Group& g, u32 j) const {
     const u32 per = sizeof(Word) < 4 ? 4 / sizeof(Word) : 1;
     const u32 x = sizeof(Word) == 8 ? g.w[(2 * j + 1) & 3] : g.w[j / per];
-    const u32 right = (rotate + j % per * 8 * (u32)sizeof(Word)) & 31;
+    const u32 rotated = rotate_right(x, rotate + j % per * 8 * (u32)sizeof(Word));
 #ifdef __CUDA_ARCH__
-    const u32 rotated = __funnelshift_r(x, x, right);
     if (InShared) {  // mask and address in one instruction
       u32 v;
       asm("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"((rotated & mask) | near));
@@ -115,7 +114,7 @@ struct Steps {
     }
     return __ldg(steps + (rotated & mask) / 4);
 #else
-    return steps[((right ? x >> right | x << (32 - right) : x) & mask) / 4];
+    return steps[(rotated & mask) / 4];
 #endif
   }
 };

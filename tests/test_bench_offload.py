@@ -138,13 +138,17 @@ def test_tokens_that_come_several_at_once():
         return torch.cat(said, 1), n
 
     streamed = offload_tpde.Streamed(s, "int4", offload_peers.HostWeights(s, resident), reference)
-    row = streamed.generated("base", "one by one", generate)
+    row = streamed.generated(streamed.planned("base", ", one by one"), generate)
     assert row.tokens_per_pass == 1 and row.tokens_per_second > 0 and row.host_seconds > 0
     assert f"all {len(reference.tokens)} tokens are the resident model's" in row.note
     with pytest.raises(tpde.InternalError, match=f"expected {len(reference.tokens)} tokens"):
-        streamed.generated("base", "too few", lambda model, ids, n: (generate(model, ids, n - 1)[0], n))
+        streamed.generated(
+            streamed.planned("base", ", too few"), lambda model, ids, n: (generate(model, ids, n - 1)[0], n)
+        )
     with pytest.raises(tpde.InternalError, match="expected the tokens"):
-        streamed.generated("base", "wrongly", lambda model, ids, n: (generate(model, ids, n)[0] + 1, n))
+        streamed.generated(
+            streamed.planned("base", ", wrongly"), lambda model, ids, n: (generate(model, ids, n)[0] + 1, n)
+        )
 
 
 def test_what_drafts_say_is_no_row():
@@ -160,7 +164,7 @@ def test_what_drafts_say_is_no_row():
         return out[:, ids.shape[1] :], 1
 
     with pytest.raises(tpde.InternalError, match="expected the tokens"):
-        streamed.generated("base", "drafts alone", drafted)
+        streamed.generated(streamed.planned("base", ", drafts alone"), drafted)
 
 
 def test_tokens_may_differ_where_logits_are_a_tie():

@@ -158,6 +158,15 @@ def started(layers, extra: int = 0, seed: int = 0, ring: int = 0, buffer: int = 
     return device, schedule
 
 
+def any_model(data) -> tuple[Device, Schedule, st.SearchStrategy]:
+    """Any model and budget, and orders in which its layers may be used."""
+    layers = layers_of(data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4)), data.draw(st.integers(0, 99)))
+    rooms = [data.draw(st.integers(0, 30)) * ALIGN for _ in range(3)]
+    device, schedule = started(layers, rooms[0], data.draw(st.integers(0, 99)), *rooms[1:])
+    some = st.lists(st.integers(0, len(layers) - 1), max_size=12)
+    return device, schedule, st.one_of(some, st.just(range(len(layers))), st.just(range(len(layers) - 1, -1, -1)))
+
+
 def run(device: Device, schedule: Schedule, uses, queues=("main",), begin: bool = True) -> None:
     if begin:
         schedule.begin()
@@ -175,12 +184,9 @@ def run(device: Device, schedule: Schedule, uses, queues=("main",), begin: bool 
 @given(st.data())
 def test_no_use_finds_anything_but_its_weight(data):
     """Any model, budget, order, number of queues and interleaving; orders change, and passes break off."""
-    layers = layers_of(data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4)), data.draw(st.integers(0, 99)))
-    rooms = [data.draw(st.integers(0, 30)) * ALIGN for _ in range(3)]
-    device, schedule = started(layers, rooms[0], data.draw(st.integers(0, 99)), *rooms[1:])
-    some = st.lists(st.integers(0, len(layers) - 1), max_size=12)
+    device, schedule, orders = any_model(data)
     for _ in range(data.draw(st.integers(1, 6))):
-        uses = data.draw(st.one_of(some, st.just(range(len(layers))), st.just(range(len(layers) - 1, -1, -1))))
+        uses = data.draw(orders)
         queues = data.draw(st.sampled_from([("main",), ("main", "side"), ("side",), ("a", "a", "b", "c")]))
         device.fail = data.draw(st.sampled_from([None, None, None, "copy", "decode"]))
         with contextlib.suppress(OSError):
@@ -193,11 +199,7 @@ def test_no_use_finds_anything_but_its_weight(data):
 @given(st.data())
 def test_captured_passes_are_replayed_between_others(data):
     """Any model, budget and order; graphs of several passes, replayed in any order between passes and single uses."""
-    layers = layers_of(data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4)), data.draw(st.integers(0, 99)))
-    rooms = [data.draw(st.integers(0, 30)) * ALIGN for _ in range(3)]
-    device, schedule = started(layers, rooms[0], data.draw(st.integers(0, 99)), *rooms[1:])
-    some = st.lists(st.integers(0, len(layers) - 1), max_size=12)
-    orders = st.one_of(some, st.just(range(len(layers))), st.just(range(len(layers) - 1, -1, -1)))
+    device, schedule, orders = any_model(data)
     graphs = []
     for _ in range(data.draw(st.integers(1, 8))):
         what = data.draw(st.sampled_from(["capture", "replay", "pass", "pass", "uses"]))

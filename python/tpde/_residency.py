@@ -29,12 +29,17 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from tpde._status import ArgumentError
+from tpde._status import ArgumentError, UnsupportedError
 
 ALIGN = 512
 """What every allocation is rounded up to: torch's allocator does so."""
 
 _STEP = 0.93  # sizes of ring and buffers that are tried differ by this factor at least
+
+
+def no_plan() -> UnsupportedError:
+    """Returns what to raise where a plan is needed and there is none."""
+    return UnsupportedError("the streamed model has no plan: the last one failed; call Runtime.set_vram")
 
 
 class BudgetError(ArgumentError):

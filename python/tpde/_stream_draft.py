@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional as F
 
 from tpde import _cuda_matvec
+from tpde._residency import no_plan
 from tpde._status import UnsupportedError
 from tpde.quant import QuantizedTensor
 
@@ -88,7 +89,7 @@ def weight_of(engine: Engine, number: int) -> torch.Tensor | QuantizedTensor:
     Raises UnsupportedError.
     """
     if engine.plan is None:
-        raise UnsupportedError("the streamed model has no plan: the last one failed; call Runtime.set_vram")
+        raise no_plan()
     whole = engine.memory.whole[number]
     if whole is not None:
         return whole

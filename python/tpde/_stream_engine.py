@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from tpde._arena import Arena, Reader
-from tpde._residency import LayerSize, Plan, Rates, Residency, amount, make_plan
+from tpde._residency import LayerSize, Plan, Rates, Residency, amount, make_plan, no_plan
 from tpde._status import UnsupportedError
 from tpde._stream_draft import is_drafting
 from tpde._stream_memory import Memory
@@ -90,7 +90,9 @@ class Engine:
         Raises UnsupportedError if there is no plan, or if it is captured in a CUDA graph outside of a whole pass.
         """
         with self.lock:
-            schedule = self._planned()
+            schedule = self.schedule
+            if schedule is None:
+                raise no_plan()
             if self.memory.capturing():
                 if schedule.plan.residency[number] is Residency.WHOLE:
                     return use(self.memory.weight(number, None))
@@ -112,11 +114,6 @@ class Engine:
         with self.lock:
             self._refuse_capture("rebuilding a streamed weight to keep")
             return self.memory.rebuild(number)
-
-    def _planned(self) -> Schedule:
-        if self.schedule is None:
-            raise UnsupportedError("the streamed model has no plan: the last one failed; call Runtime.set_vram")
-        return self.schedule
 
     def _refuse_capture(self, what: str) -> None:
         if self.memory.capturing():
@@ -281,8 +278,9 @@ class Engine:
     def measured(self) -> Measured:
         """Waits for the device."""
         with self.lock:
-            schedule = self._planned()
-            plan = self.plan or schedule.plan
+            plan, schedule = self.plan, self.schedule
+            if plan is None or schedule is None:
+                raise no_plan()
             counts: Counts = schedule.pass_counts()
             begin, end = self._stamps
             spans = self.spans()

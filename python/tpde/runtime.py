@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from tpde import _budget, _forecast, _hf, _load, _options, _stream_pack, _tensors, quant
-from tpde._residency import BudgetError, Plan, Rates, aligned, amount, smallest_budget
+from tpde._residency import BudgetError, Plan, Rates, aligned, amount, no_plan, smallest_budget
 from tpde._sources import PathLike
 from tpde._status import ArgumentError, HandleError, UnsupportedError
 from tpde._stream_engine import Engine, Measured
@@ -105,7 +105,7 @@ class Runtime:
         """What is where, and what that predicts. `plan.budget` is the budget less the reserve."""
         plan = self._alive()[0].plan
         if plan is None:
-            raise UnsupportedError("the streamed model has no plan: the last one failed; call set_vram")
+            raise no_plan()
         return plan
 
     def report(self) -> str:

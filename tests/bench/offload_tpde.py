@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -210,21 +211,14 @@ class Streamed:
     def row(self, budget: str) -> Figures:
         """budget: "base", "compressed", "all", or GiB."""
         s, runtime = self.s, self.runtime
-        row = self._planned(budget)
+        row = self.planned(budget)
         print(f"\n{row.what}\n" + "\n".join(runtime.report().splitlines()[-6:]), flush=True)
-        timed = lambda step: traced(s, row, runtime, step)  # noqa: E731
-        measure(s, row, self.model, self.reference, self.before, timed, capture=True)
+        measure(s, row, self.model, self.reference, self.before, partial(traced, s, row, runtime), capture=True)
         return self._done(row)
-
-    def generated(
-        self, budget: str, what: str, generate: Callable[[nn.Module, Tensor, int], tuple[Tensor, int]]
-    ) -> Figures:
-        """A row of what makes several tokens a pass. generate: as for `measure_generation`, of the streamed model."""
-        return self._generated(self._planned(budget, f", {what}"), generate)
 
     def speculated(self, budget: str) -> Figures:
         """A row of self-speculation, which wants a model of transformers."""
-        row = self._planned(budget, ", self-speculation")
+        row = self.planned(budget, ", self-speculation")
         speculation = tpde.SelfSpeculation(self.model)
 
         def generate(model: nn.Module, ids: Tensor, n: int) -> tuple[Tensor, int]:
@@ -233,7 +227,7 @@ class Streamed:
             said = speculation.generate(input_ids=ids, attention_mask=mask, max_new_tokens=n, do_sample=False)
             return said[:, ids.shape[1] :], self.runtime.measured().passes - before
 
-        self._generated(row, generate)
+        self.generated(row, generate)
         counts = speculation.counts
         row.add_note(f"{counts.share:.1%} of drafted tokens accepted")
         row.more |= {"rounds": counts.rounds, "drafted": counts.drafted, "accepted": counts.accepted}
@@ -241,7 +235,10 @@ class Streamed:
             row.add_note(f"drafts without a CUDA graph: {speculation.why_no_graph}")
         return row
 
-    def _generated(self, row: Figures, generate: Callable[[nn.Module, Tensor, int], tuple[Tensor, int]]) -> Figures:
+    def generated(self, row: Figures, generate: Callable[[nn.Module, Tensor, int], tuple[Tensor, int]]) -> Figures:
+        """Fills in a row of what makes several tokens a pass. generate: as for `measure_generation`, of the streamed
+        model."""
+
         def logits(ids: Tensor) -> Tensor:
             return Runner(self.model, self.s.shape, self.s.device, ids.shape[1])(ids)
 
@@ -250,7 +247,7 @@ class Streamed:
         )
         return self._done(row)
 
-    def _planned(self, budget: str, more: str = "") -> Figures:
+    def planned(self, budget: str, more: str = "") -> Figures:
         """Moves the model to a budget. Returns the row for it."""
         began = time.perf_counter()
         bytes_, reserve = self._budget(budget)
@@ -369,7 +366,7 @@ def giant(s: Settings, base: str, budget_bytes: int, enforced: bool) -> Figures:
         said: dict[str, Tensor] = {}
         with heard(model, said), torch.no_grad():
             Runner(model, s.shape, s.device, PROMPT)(prompt(s.shape, PROMPT, s.device))
-        got = measure(s, row, model, None, before, traced=lambda step: traced(s, row, runtime, step))
+        got = measure(s, row, model, None, before, traced=partial(traced, s, row, runtime))
         runtime.synchronize()
         row.more["reserved_bytes"] = torch.cuda.max_memory_reserved(s.device) if s.cuda else None
         row.more["planned_bytes"] = runtime.vram

@@ -7,6 +7,7 @@ import (
 
 	"github.com/tpde-project/tpde/core/codec"
 	"github.com/tpde-project/tpde/core/dtype"
+	"github.com/tpde-project/tpde/core/quant"
 	"github.com/tpde-project/tpde/core/residual"
 	"github.com/tpde-project/tpde/core/word"
 )
@@ -130,4 +131,16 @@ func trained(words int, step float64) codec.Block {
 
 func bfloat16(f float64) uint16 {
 	return uint16((math.Float32bits(float32(f)) + 0x8000) >> 16)
+}
+
+// Schemes are of quantised bases: every kind and number of bits, groups of all
+// sorts of lengths.
+var Schemes = []quant.Scheme{
+	{Kind: quant.Linear, Bits: 2, Group: 32, Scale: dtype.F16},
+	{Kind: quant.Linear, Bits: 3, Group: 64, Scale: dtype.BF16, Zero: true},
+	{Kind: quant.Linear, Bits: 4, Group: 64, Scale: dtype.BF16},
+	{Kind: quant.Linear, Bits: 4, Group: 100, Scale: dtype.F32, Zero: true},
+	{Kind: quant.Linear, Bits: 8, Group: 128, Scale: dtype.F32},
+	{Kind: quant.Codebook, Bits: 4, Group: 64, Scale: dtype.F32, Code: quant.NF4},
+	{Kind: quant.Int8Rows, Bits: 8, Group: 96, Scale: dtype.F32},
 }

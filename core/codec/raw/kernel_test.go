@@ -319,15 +319,7 @@ func TestKernelQuantised(t *testing.T) {
 			t.Parallel()
 			k := &requests{t: t, rng: rand.New(rand.NewPCG(7, uint64(dt)))}
 			tile := quantTileBytes / dt.WordBytes()
-			for _, scheme := range []quant.Scheme{
-				{Kind: quant.Linear, Bits: 2, Group: 32, Scale: dtype.F16},
-				{Kind: quant.Linear, Bits: 3, Group: 64, Scale: dtype.BF16, Zero: true},
-				{Kind: quant.Linear, Bits: 4, Group: 64, Scale: dtype.BF16},
-				{Kind: quant.Linear, Bits: 4, Group: 100, Scale: dtype.F32, Zero: true},
-				{Kind: quant.Linear, Bits: 8, Group: 128, Scale: dtype.F32},
-				{Kind: quant.Codebook, Bits: 4, Group: 64, Scale: dtype.F32, Code: quant.NF4},
-				{Kind: quant.Int8Rows, Bits: 8, Group: 96, Scale: dtype.F32},
-			} {
+			for _, scheme := range codectest.Schemes {
 				var all []*packed
 				for _, s := range []shape{
 					{dt, 0, 1, 1, 1}, {dt, 0, 1003, 300, 0.1}, {dt, 0, 2 * tile, uint64(2 * tile), 0.02}, {dt, 0, 2*tile + 29, uint64(tile + 9), 0.05},

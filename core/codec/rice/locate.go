@@ -74,7 +74,7 @@ func pass[T word.Word](k *classifier, base []T, counters uint64) (left uint64, w
 	bytes := word.Bytes(base)
 	size := len(bytes)
 	switch shift, lanes := k.shift&63, k.lanes; word.Size[T]() {
-	case 2:
+	case 2: // as sum does it, with what it takes of k in registers
 		for ; len(bytes) >= partBytes; bytes = bytes[partBytes:] {
 			x := binary.LittleEndian.Uint64(bytes) >> shift & lanes
 			left := counters - (k.steps[x&keyMask] + k.steps[x>>16&keyMask] + k.steps[x>>32&keyMask] + k.steps[x>>48&keyMask])

@@ -22,8 +22,8 @@ type cut struct {
 
 // What a staged kernel does with shared memory. A thread block loads the tables
 // of its tensor once, for all its warps, and each warp brings its chunk there, and
-// rows of base words: so many warps run at once as have room, and the fewer thread blocks they come in,
-// the fewer tables.
+// rows of base words: so many warps run at once as have room, and the fewer thread
+// blocks they come in, the fewer tables.
 const (
 	leastWarps = 4        // of a thread block, which together load the tables
 	mostWarps  = 20       // of a multiprocessor, by the registers that they take

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/tpde-project/tpde/core/codec"
+	"github.com/tpde-project/tpde/core/codec/codectest"
 	"github.com/tpde-project/tpde/core/device/engine"
 	"github.com/tpde-project/tpde/core/dtype"
 	"github.com/tpde-project/tpde/core/quant"
@@ -77,17 +78,8 @@ func (q *quantised) job() engine.Job {
 }
 
 func TestQuantisedBases(t *testing.T) {
-	schemes := []quant.Scheme{
-		{Kind: quant.Linear, Bits: 2, Group: 32, Scale: dtype.F16},
-		{Kind: quant.Linear, Bits: 3, Group: 64, Scale: dtype.BF16, Zero: true},
-		{Kind: quant.Linear, Bits: 4, Group: 64, Scale: dtype.BF16},
-		{Kind: quant.Linear, Bits: 4, Group: 100, Scale: dtype.F32, Zero: true},
-		{Kind: quant.Linear, Bits: 8, Group: 128, Scale: dtype.F32},
-		{Kind: quant.Codebook, Bits: 4, Group: 64, Scale: dtype.F32, Code: quant.NF4},
-		{Kind: quant.Int8Rows, Bits: 8, Group: 96, Scale: dtype.F32},
-	}
 	onGPU(t, func() {
-		for _, s := range schemes {
+		for _, s := range codectest.Schemes {
 			for _, dt := range []dtype.Type{dtype.BF16, dtype.F16, dtype.F32} {
 				var all []*quantised
 				var jobs []engine.Job
