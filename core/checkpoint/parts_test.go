@@ -324,3 +324,19 @@ func TestSupplyRefuses(t *testing.T) {
 	wantError(t, err, status.ErrTargetMismatch, "sha256")
 	noLitter(t, dir)
 }
+
+// Unpack takes the last tensor and may have returned before Give looks: it was
+// taken all the same.
+func TestSupplyTakenLast(t *testing.T) {
+	for range 64 { // select chooses among what is ready
+		s := NewSupply()
+		c := &supplied{name: "last", n: 1, ready: make(chan struct{}), taken: make(chan struct{})}
+		s.order, s.tensors["last"] = []string{"last"}, c
+		close(s.known)
+		close(c.taken)
+		s.End()
+		if taken, err := s.Give("last", []byte{1}); err != nil || !taken {
+			t.Fatalf("taken %v, %v", taken, err)
+		}
+	}
+}

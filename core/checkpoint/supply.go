@@ -106,6 +106,11 @@ func (s *Supply) Give(name string, data []byte) (bool, error) {
 	case <-c.taken:
 		return true, nil
 	case <-s.ended:
+	}
+	select {
+	case <-c.taken: // the last tensor: Unpack may have ended right after it
+		return true, nil
+	default:
 		return false, nil
 	}
 }
