@@ -69,6 +69,7 @@ def streams(gpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("copies"))
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(state, "current", stream))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: state.current)
     monkeypatch.setattr(_cuda, "stream", lambda index: id(state.current))
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: state.recorded.append(stream.name))

@@ -102,7 +102,7 @@ class CudaMemory(Memory):
 
     def _drop_rooms(self) -> None:
         super()._drop_rooms()
-        self._streams: set[int] = set()  # that used ring and buffers
+        self._streams: dict[int, torch.cuda.Stream] = {}  # that use ring and buffers, by name
 
     def _rooms_made(self, plan: Plan) -> None:
         if plan.buffer_bytes:
@@ -157,35 +157,41 @@ class CudaMemory(Memory):
             slot, base = self._slots[number], self._base(number)
             blob = record + self.layers[number].blob_at
             items.append((slot.handle, base.pointer, to, blob, record, slot.status_ptr, base.flags))
-        with torch.cuda.device(self.device):
+        with torch.cuda.device(self.device.index):
             _core.gpu_core().gpu_reconstruct(items, 0, 0, _cuda.stream(self.device.index))
 
     # ---- Backend ------------------------------------------------------------------
+    # Dozens of calls a pass go through here: torch's current_stream, and its contexts, take longer than CUDA does.
 
-    def queue(self) -> Hashable:
+    def queue(self) -> int:
         name: int = _cuda.stream(self.device.index)
+        if name not in self._streams:
+            self._streams[name] = torch.cuda.current_stream(self.device)
+            if self._rooms.numel():
+                self._rooms.record_stream(self._streams[name])
         return name
 
     def copy(self, buffer: int, moves: Sequence[Move]) -> None:
-        with torch.cuda.stream(self._copies):
-            super().copy(buffer, moves)
+        before = self._stream(False)
+        with torch.cuda.device(self.device.index):
+            torch.cuda.set_stream(self._copies)  # type: ignore[no-untyped-call]
+            try:
+                super().copy(buffer, moves)
+            finally:
+                torch.cuda.set_stream(before)  # type: ignore[no-untyped-call]
 
-    def record(self, copies: bool) -> Any:
+    def record(self, copies: bool, queue: Hashable = None) -> Any:
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        if copies:
-            event.record(self._copies)
-            return event
-        current = torch.cuda.current_stream(self.device)
-        event.record(current)
-        name = current.cuda_stream
-        if name not in self._streams:
-            self._streams.add(name)
-            if self._rooms.numel():
-                self._rooms.record_stream(current)
+        event.record(self._stream(copies, queue))
         return event
 
     def wait(self, copies: bool, mark: Any) -> None:
-        (self._copies if copies else torch.cuda.current_stream(self.device)).wait_event(mark)
+        self._stream(copies).wait_event(mark)
+
+    def _stream(self, copies: bool, queue: Hashable = None) -> torch.cuda.Stream:
+        if copies:
+            return self._copies
+        return self._streams[self.queue() if queue is None else queue]  # type: ignore[index]
 
     # ---- time and end ---------------------------------------------------------------
 

@@ -321,7 +321,7 @@ class Memory:
             todo.append((number, self.weight(number, to), record))
         self._decode(todo)
 
-    def record(self, copies: bool) -> Any:
+    def record(self, copies: bool, queue: Hashable = None) -> Any:
         return None
 
     def wait(self, copies: bool, mark: Any) -> None:

@@ -58,8 +58,9 @@ class Backend(Protocol):
     def decode(self, buffer: int | None, items: Sequence[Item]) -> None:
         """Queues decoding, on the current queue."""
 
-    def record(self, copies: bool) -> Any:
-        """Returns a mark behind everything that was queued so far: copies, or on the current queue."""
+    def record(self, copies: bool, queue: Hashable = None) -> Any:
+        """Returns a mark behind everything that was queued so far: copies, or on the current queue, or on another one
+        that was current before."""
 
     def wait(self, copies: bool, mark: Any) -> None:
         """Makes what is queued from now on wait for a mark: copies, or on the current queue."""
@@ -99,7 +100,7 @@ class _Place:
     end: int
     queue: Hashable  # that decodes it
     decoded: Any  # mark
-    used: dict[Hashable, Any] = field(default_factory=dict)  # the mark behind the last use, on each queue
+    used: dict[Hashable, Any] = field(default_factory=dict)  # a mark behind the last use, on each queue: see _mark_uses
 
 
 @dataclass
@@ -131,6 +132,8 @@ class Schedule:
         self._places: list[_Place] = []  # of all that is in the ring
         self._where: dict[int, _Place] = {}  # of the weights that are good
         self._cursor = 0
+        self._user: Hashable = None  # the queue of the last uses
+        self._unmarked: list[_Place] = []  # that were used there since a mark was made
         self._buffers = [_Buffer(), _Buffer()]
         self._turn = 0
         self._alone = alone
@@ -149,6 +152,7 @@ class Schedule:
 
     def end(self) -> None:
         """Notes that a pass ends: if it is alone, the current queue waits for all that it queued elsewhere."""
+        self._mark_uses()
         if self._alone:
             self._in_pass = False
             self._join()
@@ -178,6 +182,7 @@ class Schedule:
         self.counts.uses += 1
         if self._whole[layer]:
             return None
+        queue = self._queue()
         lonely = self._alone and not self._in_pass
         if lonely:
             self._forget()
@@ -188,7 +193,7 @@ class Schedule:
             else:
                 self._launch(self._batches[position], self._stream_number[position])
             place = self._where[layer]
-        elif place.queue != self._backend.queue():
+        elif place.queue != queue:
             self._backend.wait(False, place.decoded)
         return place.at
 
@@ -196,9 +201,26 @@ class Schedule:
         """Notes that the use of a weight was queued, on the current queue."""
         place = self._where.get(layer)
         if place is not None:
-            place.used[self._backend.queue()] = self._backend.record(False)
+            self._queue()
+            self._unmarked.append(place)
         if self._alone and not self._in_pass:
             self._join()
+
+    def _queue(self) -> Hashable:
+        """Returns the current queue. If it was another before, what was used there is marked."""
+        queue = self._backend.queue()
+        if queue != self._user:
+            self._mark_uses()
+            self._user = queue
+        return queue
+
+    def _mark_uses(self) -> None:
+        """Makes one mark behind all uses since the last: nobody but other queues waits for uses, and hardly ever."""
+        if self._unmarked:
+            mark = self._backend.record(False, self._user)
+            for place in self._unmarked:
+                place.used[self._user] = mark
+            self._unmarked.clear()
 
     # ---- passes that are alone ------------------------------------------------------
 
@@ -207,7 +229,8 @@ class Schedule:
         self._wait_for_places()
         mark = self._backend.record(False)
         self._where.clear()
-        self._places = [_Place(-1, 0, self.plan.ring_bytes, self._backend.queue(), mark)]
+        self._unmarked.clear()  # they are before the mark
+        self._places = [_Place(-1, 0, self.plan.ring_bytes, self._queue(), mark)]
         for buffer in self._buffers:
             buffer.batch = None
         if any(self._streamed):
@@ -220,7 +243,7 @@ class Schedule:
         self._wait_for_places()
 
     def _wait_for_places(self) -> None:
-        queue = self._backend.queue()
+        queue = self._queue()
         for place in self._places:
             for other, mark in ((place.queue, place.decoded), *place.used.items()):
                 if other != queue:
@@ -352,7 +375,7 @@ class Schedule:
             self._prefetch(number)
 
     def _decode(self, batch: Batch, number: int | None) -> None:
-        queue = self._backend.queue()
+        queue = self._queue()
         if self._cursor + batch.weight_bytes > self.plan.ring_bytes:
             self._cursor = 0
         first, end = self._cursor, self._cursor + batch.weight_bytes
