@@ -267,7 +267,7 @@ def test_a_captured_pass_copies_what_it_needs_and_nothing_else():
     assert [layer for copy in device.copies for layer in copy] == list(range(9))
 
 
-@pytest.mark.parametrize("missing", ["copy before decode", "decode before copy", "use before decode", "uses are marked"])
+@pytest.mark.parametrize("missing", ["copy before decode", "decode before copy", "use before decode", "marks of uses"])
 def test_the_device_finds_missing_waits(missing):
     """The test above would notice if the schedule did not wait."""
     found = 0
@@ -280,7 +280,7 @@ def test_the_device_finds_missing_waits(missing):
                 wait(copies, mark)
 
         device.wait = skip
-        if missing == "uses are marked":
+        if missing == "marks of uses":
             schedule._mark_uses = lambda: None
         for _ in range(3):
             run(device, schedule, range(9), ("main", "side") if "use" in missing else ("main",))

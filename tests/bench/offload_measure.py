@@ -231,15 +231,23 @@ def captured(s: Settings, row: Figures, model: nn.Module, ids: Tensor) -> Tensor
     for _ in range(_CAPTURED):
         replay()
     said = logits.to("cpu", copy=True)
-    marks, began = Marks(s.device), time.thread_time()
+    row.captured_host_seconds, _ = alone(s, replay)  # one that is queued behind another may have CUDA spin
+    marks = Marks(s.device)
     marks.mark()
-    for _ in range(min(row.steps, _CAPACITY - ids.shape[1] - _CAPTURED - 3)):
+    for _ in range(min(row.steps, _CAPACITY - ids.shape[1] - _CAPTURED - _ALONE - 3)):
         replay()
         marks.mark()
-    busy = time.thread_time() - began
-    times = marks.intervals()
-    row.captured_seconds, row.captured_host_seconds = statistics.median(times), busy / len(times)
+    row.captured_seconds = statistics.median(marks.intervals())
     return said
+
+
+@torch.no_grad()
+def warmed(s: Settings, model: nn.Module) -> None:
+    """Makes as many tokens as a row does at most: attention plans each length when it sees it first, which takes a
+    millisecond a layer."""
+    greedy = Greedy(s, model, prompt(s.shape, PROMPT, s.device))
+    for _ in range(s.most_steps + _ALONE + TRACED):
+        greedy.step()
 
 
 def alone(s: Settings, step: Callable[[], None]) -> tuple[float, float]:
