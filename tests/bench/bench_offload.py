@@ -349,8 +349,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--only", choices=ORDER, nargs="+", default=[*ORDER], help="rows beside resident")
     parser.add_argument(
         "--clear", type=float, metavar="X",
-        help="have lm_head prefer one token, X times the largest of the other logits (0: random; without it, so much that "
-        "int4 agrees with bf16 on some 95%% of tokens)",
+        help="have lm_head prefer one token, X times the largest of the other logits (0: random; without it, so much "
+        "that int4 agrees with bf16 on some 95%% of tokens)",
     )  # fmt: skip
     parser.add_argument(
         "--drafts", nargs="+", default=[], metavar="BASE", help="count what int2, int3, int4 are worth as drafts"
