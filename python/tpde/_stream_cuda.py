@@ -174,11 +174,11 @@ class CudaMemory(Memory):
     def copy(self, buffer: int, moves: Sequence[Move]) -> None:
         before = self._stream(False)
         with torch.cuda.device(self.device.index):
-            torch.cuda.set_stream(self._copies)  # type: ignore[no-untyped-call]
+            torch.cuda.set_stream(self._copies)
             try:
                 super().copy(buffer, moves)
             finally:
-                torch.cuda.set_stream(before)  # type: ignore[no-untyped-call]
+                torch.cuda.set_stream(before)
 
     def record(self, copies: bool, queue: Hashable = None) -> Any:
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
