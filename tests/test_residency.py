@@ -140,6 +140,22 @@ def test_room_for_blocks_where_there_is_room():
     assert plan.ring_bytes > 4096 or plan.buffer_bytes > 2560 or plan.count(Residency.STREAMED) < 2
 
 
+def test_few_launches_where_nothing_is_streamed():
+    """The ring holds a block then, rather than some more weights that are whole."""
+    layers = llama(blocks=32, hidden=4096)[:-1]
+    block = sum(n.weight_bytes for n in layers[:7])
+    resident = sum(n.base_bytes + aligned(n.residual_bytes) for n in layers)
+    for more in (1.0, 2.0, 4.0):
+        plan = make_plan(layers, resident + int(more * block))
+        check(plan)
+        decoded = [n for n, kind in zip(layers, plan.residency, strict=True) if kind is not Residency.WHOLE]
+        assert plan.streamed_bytes == 0 and (more == 1) == (len(decoded) == len(layers))
+        for name in {n.block for n in decoded}:
+            assert sum(n.weight_bytes for n in decoded if n.block == name) <= plan.ring_bytes
+    streaming = make_plan(layers, resident)
+    assert streaming.streamed_bytes and streaming.ring_bytes < block
+
+
 def test_predictions_and_report():
     layers = llama()
     rates = Rates(copy=50, decode=500)

@@ -11,12 +11,13 @@ decoded, the other is filled. The ring holds the largest weight that is decoded,
 streamed, so that what is done about the largest layer (often lm_head) decides about the room of all others.
 
 The planner minimises the bytes that are copied in a pass, which is what a pass takes time for until nearly nothing is
-streamed (a residual takes about ten times as long to copy as to decode), then the bytes that are decoded. For each size
-of ring and buffers that is worth a try, what is too large for them is made whole or resident, and the rest of the
-budget goes to layers in order of bytes saved a byte of VRAM, the larger ones first, passing over what no longer fits.
-Such a greedy choice saves at most one layer's residual less than the best one; and since whatever it saves beyond the
-first layer that only the larger of two budgets can afford is worth less than that layer, a larger budget never streams
-more. What is left enlarges ring and buffers, up to a block of layers: that makes launches fewer.
+streamed (a residual takes about ten times as long to copy as to decode), then the time that decoding takes: bytes, and
+launches, which are fewer if the ring holds a block of layers. For each size of ring and buffers that is worth a try,
+what is too large for them is made whole or resident, and the rest of the budget goes to layers in order of bytes saved
+a byte of VRAM, the larger ones first, passing over what no longer fits. Such a greedy choice saves at most one layer's
+residual less than the best one; and since whatever it saves beyond the first layer that only the larger of two budgets
+can afford is worth less than that layer, a larger budget never streams more. What is left enlarges ring and buffers, up
+to a block of layers.
 
 Nothing here knows torch. Sizes are in bytes, rates in 10^9 bytes a second.
 """
@@ -35,6 +36,8 @@ ALIGN = 512
 """What every allocation is rounded up to: torch's allocator does so."""
 
 _STEP = 0.93  # sizes of ring and buffers that are tried differ by this factor at least
+_LAUNCH = 24 << 20
+"""Bytes decoded in the time that one more launch takes: 11 us of an H200, and several times that of its host."""
 
 
 def no_plan() -> UnsupportedError:
@@ -274,11 +277,12 @@ class _Problem:
         return best
 
     def rings(self, smallest: int) -> list[int]:
-        return _thinned((w for w, free in zip(self.weights, self.free, strict=True) if not free), smallest)
+        some = [i for i, free in enumerate(self.free) if not free]
+        return _thinned([self._largest_block(some, self.weights), *(self.weights[i] for i in some)], smallest)
 
     def fill(self, ring: int, budget: int, rooms: tuple[int, int]) -> list[tuple[int, int, list[Residency]]]:
-        """For each size of the buffers, with a ring of this size: bytes that are copied, bytes that are decoded, and
-        what becomes of each layer."""
+        """For each size of the buffers, with a ring of this size: bytes that are copied, what decoding takes, in bytes,
+        and what becomes of each layer."""
         forced: list[int] = []
         others: list[int] = []
         used = self.least + ring
@@ -323,8 +327,20 @@ class _Problem:
             for i in range(len(self.layers))
         ]
         streamed = sum(n.residual_bytes * n.calls for i, n in enumerate(self.layers) if i not in kept)
-        decoded = sum(n.weight_bytes * n.calls for i, n in enumerate(self.layers) if i not in whole)
-        return streamed, decoded, residency
+        return streamed, self._decoding([i for i in range(len(self.layers)) if i not in whole], ring), residency
+
+    def _decoding(self, numbers: Sequence[int], ring: int) -> int:
+        """What it takes to decode these layers, in bytes: theirs, and as many as go by while launches begin and end."""
+        size = launches = room = 0
+        block = None
+        for i in numbers:
+            n = self.layers[i]
+            if n.block != block or self.weights[i] > room:
+                block, room = n.block, ring
+                launches += n.calls
+            room -= self.weights[i]
+            size += n.weight_bytes * n.calls
+        return size + launches * _LAUNCH
 
     def rooms(self, residency: Sequence[Residency], budget: int) -> tuple[int, int]:
         """Sizes of ring and buffers: what it takes, and more where the budget has it."""
