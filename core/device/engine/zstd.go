@@ -16,8 +16,9 @@ import (
 // Each wave of chunks goes through all three, in the same scratch memory.
 
 // waveCost bounds the buffers of a wave, and with them scratch memory to about
-// four times as much. nvCOMP is at full speed from a few 100 MB on.
-const waveCost = 256 << 20
+// four times as much. A frame is decompressed serially, so that a wave of a few
+// takes nearly as long as one of thousands.
+const waveCost = 512 << 20
 
 // zstdState is what the engine has for zstd. Its zero value is ready.
 type zstdState struct {

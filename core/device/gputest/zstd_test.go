@@ -200,7 +200,7 @@ func TestZstdWaves(t *testing.T) {
 	onGPU(t, func() {
 		s := pack(t, options{id: codec.Zstd, dt: dtype.BF16, words: 12<<20 + 7, base: true, density: 1, level: codec.LevelFast})
 		var all []*placed
-		for range 14 { // 24 MiB of planes each
+		for range 28 { // 24 MiB of planes each
 			all = append(all, place(t, s))
 		}
 		rebuild(t, jobsOf(all))
