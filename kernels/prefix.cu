@@ -30,12 +30,14 @@ __device__ u32 shared_bytes() {
 
 // A warp's part of shared memory.
 struct Room {
-  u32* queue;  // of rows, prefix::Shape::kQueueWords
+  u32* queue;  // of rows, prefix::Shape::kQueueWords, if there are base words or planes
   u32* copy;   // of a block
   u32 words;   // that it has room for; 0: nor for the queue
 
-  __device__ Room(u32* part, u32 size) : queue(part), copy(part + prefix::Shape<WORD>::kQueueWords) {
-    const u32 taken = prefix::Shape<WORD>::kQueueWords + 3;  // a copy lies up to 3 words behind its start
+  __device__ Room(u32* part, u32 size, bool queued) : queue(part) {
+    const u32 rows = queued ? prefix::Shape<WORD>::kQueueWords : 0;
+    const u32 taken = rows + 3;  // a copy lies up to 3 words behind its start
+    copy = part + rows;
     words = size > taken ? size - taken : 0;
   }
 };
@@ -172,7 +174,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) prefix_decode(const __
     if (threadIdx.x == 0) next = first + warps;
     bool waited = false;
     const u32 part = (shared_bytes() / 4 - tables.shared_words()) / warps & ~3u;  // words
-    const Room mine(shared + tables.shared_words() + warp * part, part);
+    const bool planes = prefix::Shape<WORD>::kPlanes > 0 && !tables.sign_extended;
+    const Room mine(shared + tables.shared_words() + warp * part, part, item.base != nullptr || planes);
     while (chunk < end) {
       const bool good = decode_chunk(item, record, tables, d, quantised, lane, mine, waited);
       if (!waited) wait_staged(waited);  // a chunk may be refused before; behind this, `next` is set

@@ -74,10 +74,14 @@ func DeviceStage(dt dtype.Type, words, bytes int) int {
 
 // DeviceQueue returns how many bytes of shared memory a warp takes for base words
 // and planes that are on their way, unless the base is quantised: kQueueWords of
-// kernels/prefix_block.cuh.
-func DeviceQueue(dt dtype.Type) int {
+// kernels/prefix_block.cuh, or nothing where there are none of them.
+func DeviceQueue(dt dtype.Type, hasBase bool) int {
+	l := layoutOf(dt)
+	if !hasBase && l.planes() == 0 {
+		return 0
+	}
 	rows, pieces := 4, 1 // of 16 bytes that a lane loads of a row
-	switch layoutOf(dt).wordBits {
+	switch l.wordBits {
 	case 32:
 		rows, pieces = 2, 2+1
 	case 64:
