@@ -42,21 +42,31 @@ struct Room {
   }
 };
 
-// Waits for what was copied to shared memory: by the warp, and, the first time,
-// by the thread block, which is its tables.
-__device__ void wait_staged(bool& waited) {
-  wait_copies();
-  if (waited) {
-    __syncwarp();
-  } else {
-    __syncthreads();
-    waited = true;
+// The tables of a thread block, which it asks for behind its first chunks.
+struct Staging {
+  const prefix::Decoding& d;
+  const prefix::Tables& tables;
+  const Item& item;
+  bool ended;
+
+  // Waits for what the warp copied to shared memory and, the first time, for what
+  // the thread block did.
+  __device__ void wait() {
+    if (ended) {
+      wait_copies();
+      __syncwarp();
+    } else {
+      d.stage_tables(tables, static_cast<const prefix::Tables*>(item.tables)->behind(), threadIdx.x, blockDim.x);
+      wait_copies();
+      __syncthreads();
+      ended = true;
+    }
   }
-}
+};
 
 // Decodes the block that c is at, of which `words`, `base` and `dst` are set.
 __device__ bool decode_block(prefix::Block<WORD>& b, prefix::Cursor& c, const prefix::Tables& tables,
-                             const prefix::Decoding& d, u32 lane, const Room& room, bool& waited) {
+                             const prefix::Decoding& d, u32 lane, const Room& room, Staging& staging) {
   using namespace prefix;
   b.sign_extended = tables.sign_extended;
   if (!take_planes(c, b)) return false;
@@ -71,7 +81,7 @@ __device__ bool decode_block(prefix::Block<WORD>& b, prefix::Cursor& c, const pr
   if (room.words > 0 && is_aligned(b) && b.words >= Shape<WORD>::kRow) {
     queue.start(b, b.words / Shape<WORD>::kRow, lane * Shape<WORD>::kWords);
   }
-  wait_staged(waited);
+  staging.wait();
   const u32* copy = room.copy + stage_shift(c.data);
   Head h;
   if (!take_head(c, copied >= min_u32(c.left, kMostHead) ? copy : c.data, b, h)) return false;
@@ -97,7 +107,7 @@ __device__ bool decode_block(prefix::Block<WORD>& b, prefix::Cursor& c, const pr
 // Decodes chunk `r` of an item, and returns whether it is well formed.
 __device__ bool decode_chunk(const Item& item, const Record& r, const prefix::Tables& tables,
                              const prefix::Decoding& d, const void* quantised, u32 lane, const Room& room,
-                             bool& waited) {
+                             Staging& staging) {
   const u32 all = r.uncompressed_bytes / sizeof(WORD);
   const u8* data = item.blob + r.data_offset;
   Exceptions<WORD> replaced;
@@ -120,7 +130,7 @@ __device__ bool decode_chunk(const Item& item, const Record& r, const prefix::Ta
     b.base = item.base ? static_cast<const WORD*>(item.base) + r.output_word + done : nullptr;
 #endif
     b.aligned = ((reinterpret_cast<u64>(b.dst) | reinterpret_cast<u64>(b.base)) & 15) == 0;
-    if (!decode_block(b, c, tables, d, lane, room, waited)) return false;
+    if (!decode_block(b, c, tables, d, lane, room, staging)) return false;
   }
   if (c.left != 0) return false;
 #ifdef ADD
@@ -155,13 +165,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) prefix_decode(const __
     unit = behind;
     if (first >= end) continue;
     __syncthreads();  // nobody uses the tables before any more
-    // The head of the tables and a record, then the tables and a chunk: what a
+    // The head of the tables and a record, then a chunk and the tables: what a
     // thread block waits for comes in two steps.
     u32 chunk = first + warp;
     Record record = item.records[min_u32(chunk, end - 1)];
     const prefix::Tables tables = *static_cast<const prefix::Tables*>(item.tables);
     const prefix::Decoding d(tables, shared, lane);
-    d.stage_tables(tables, static_cast<const prefix::Tables*>(item.tables)->behind(), threadIdx.x, blockDim.x);
     const void* quantised = nullptr;
 #ifdef QUANT
     __shared__ quant::QuantBase base;
@@ -172,13 +181,16 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) prefix_decode(const __
     __syncthreads();
 #endif
     if (threadIdx.x == 0) next = first + warps;
-    bool waited = false;
+    Staging staging{d, tables, item, false};
     const u32 part = (shared_bytes() / 4 - tables.shared_words()) / warps & ~3u;  // words
     const bool planes = prefix::Shape<WORD>::kPlanes > 0 && !tables.sign_extended;
     const Room mine(shared + tables.shared_words() + warp * part, part, item.base != nullptr || planes);
-    while (chunk < end) {
-      const bool good = decode_chunk(item, record, tables, d, quantised, lane, mine, waited);
-      if (!waited) wait_staged(waited);  // a chunk may be refused before; behind this, `next` is set
+    while (true) {
+      const bool good = chunk < end && decode_chunk(item, record, tables, d, quantised, lane, mine, staging);
+      // Every warp has come here before `next` is read, also one without a chunk,
+      // or whose first chunk was refused.
+      if (!staging.ended) staging.wait();
+      if (chunk >= end) break;
       if (lane == 0) {
         item.status[chunk] = good ? kOk : kCorrupt;
         chunk = atomicAdd(&next, 1);
@@ -186,6 +198,5 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) prefix_decode(const __
       chunk = __shfl_sync(0xffffffffu, chunk, 0);
       record = item.records[min_u32(chunk, end - 1)];
     }
-    if (!waited) wait_staged(waited);  // once by every warp, also by those without a chunk
   }
 }

@@ -102,6 +102,9 @@ TPDE_FN u32 add_halves(u32 a, u32 b) {
 // other word by word, so that lanes that look for different ones find them in
 // different banks.
 struct Decoding {
+  struct alignas(8) Two {
+    u32 first, second;
+  };
   u32* contexts;
   u32* entries;
   Shared context, entry;  // the lane's copy of the first one
@@ -125,10 +128,13 @@ struct Decoding {
     behind += t.keys / 4;
     if (t.copies == 1) {
       stage(entries, behind, t.entries, i, threads);
-    } else {  // copied one by one, but all of them at once
+    } else {  // by way of registers: a copy past them would take a turn for each word
       const u32 shift = 31 - leading_zeros(t.copies);
-#pragma unroll 4
-      for (; i < t.copies * t.entries; i += threads) copy_4(entries + i, behind + (i >> shift));
+#pragma unroll 8
+      for (; i < t.copies * t.entries / 2; i += threads) {
+        const u32 e = behind[2 * i >> shift];
+        *reinterpret_cast<Two*>(entries + 2 * i) = Two{e, e};
+      }
     }
   }
   // The context of the part in the low half of x, or in the high one.
