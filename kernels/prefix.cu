@@ -30,7 +30,7 @@ __device__ u32 shared_bytes() {
 
 // A warp's part of shared memory.
 struct Room {
-  u32* queue;  // of rows, prefix::Shape::kQueueWords, if there are base words or planes
+  u32* queue;  // of rows, prefix::Shape::kQueueWords, if anything goes that way
   u32* copy;   // of a block
   u32 words;   // that it has room for; 0: nor for the queue
 
@@ -183,8 +183,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) prefix_decode(const __
     if (threadIdx.x == 0) next = first + warps;
     Staging staging{d, tables, item, false};
     const u32 part = (shared_bytes() / 4 - tables.shared_words()) / warps & ~3u;  // words
-    const bool planes = prefix::Shape<WORD>::kPlanes > 0 && !tables.sign_extended;
-    const Room mine(shared + tables.shared_words() + warp * part, part, item.base != nullptr || planes);
+    const bool queued = item.base != nullptr || sizeof(WORD) > 2;
+    const Room mine(shared + tables.shared_words() + warp * part, part, queued);
     while (true) {
       const bool good = chunk < end && decode_chunk(item, record, tables, d, quantised, lane, mine, staging);
       // Every warp has come here before `next` is read, also one without a chunk,
