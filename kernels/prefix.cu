@@ -44,9 +44,8 @@ struct Room {
 
 // The tables of a thread block, which it asks for behind its first chunks.
 struct Staging {
-  const prefix::Decoding& d;
-  const prefix::Tables& tables;
-  const Item& item;
+  const prefix::Tables* tables;  // global memory
+  u32* room;                     // for them
   bool ended;
 
   // Waits for what the warp copied to shared memory and, the first time, for what
@@ -56,7 +55,9 @@ struct Staging {
       wait_copies();
       __syncwarp();
     } else {
-      d.stage_tables(tables, static_cast<const prefix::Tables*>(item.tables)->behind(), threadIdx.x, blockDim.x);
+      // They are loaded again: to keep them would take registers from all chunks.
+      const prefix::Tables t = *tables;
+      prefix::Decoding(t, room, 0).stage_tables(t, tables->behind(), threadIdx.x, blockDim.x);
       wait_copies();
       __syncthreads();
       ended = true;
@@ -181,7 +182,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) prefix_decode(const __
     __syncthreads();
 #endif
     if (threadIdx.x == 0) next = first + warps;
-    Staging staging{d, tables, item, false};
+    Staging staging{static_cast<const prefix::Tables*>(item.tables), shared, false};
     const u32 part = (shared_bytes() / 4 - tables.shared_words()) / warps & ~3u;  // words
     const bool queued = item.base != nullptr || sizeof(WORD) > 2;
     const Room mine(shared + tables.shared_words() + warp * part, part, queued);
