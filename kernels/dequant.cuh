@@ -210,10 +210,9 @@ TPDE_FN Fetched fetch(const QuantBase& q, u64 first, u32 count) {
 template <u32 kKind>
 TPDE_FN GroupScale group_scale(u32 scale_type, u32 scale, u32 zero) {
   GroupScale g;
-  if (kKind == kLinear && scale_type == kBF16) {
-    g.scale = float_of(scale << 16);
-  } else if (kKind == kLinear && scale_type == kF16) {
-    g.scale = widen_f16((u16)scale);
+  if (kKind == kLinear) {  // a choice of values: a branch takes as long as a few codes
+    const float half = widen_f16((u16)scale);
+    g.scale = scale_type == kF16 ? half : float_of(scale << (scale_type == kBF16 ? 16 : 0));
   } else {
     g.scale = float_of(scale);
   }
@@ -264,12 +263,13 @@ TPDE_FN Group dequant_group(const Values& q, const Fetched& f, u32 first, u32 co
 // same for the whole thread block.
 template <u32 kTarget>
 TPDE_FN Group dequant_any(const Values& q, const Fetched& f, u32 first, u32 count) {
+  // What most have comes before the jump of a switch.
+  if (q.kind == kLinear && q.bits == 4) return dequant_group<kLinear, 4, kTarget>(q, f, first, count);
   if (q.kind == kCodebook) return dequant_group<kCodebook, 4, kTarget>(q, f, first, count);
   if (q.kind == kInt8Rows) return dequant_group<kInt8Rows, 8, kTarget>(q, f, first, count);
   switch (q.bits) {
     case 2: return dequant_group<kLinear, 2, kTarget>(q, f, first, count);
     case 3: return dequant_group<kLinear, 3, kTarget>(q, f, first, count);
-    case 4: return dequant_group<kLinear, 4, kTarget>(q, f, first, count);
   }
   return dequant_group<kLinear, 8, kTarget>(q, f, first, count);
 }
@@ -330,12 +330,21 @@ TPDE_FN Fetched fetch(const Run& r, u32 at) {
   return f;
 }
 
-// Asks for the codes of an element of the run to be brought near: a row of them
-// is a few bytes, and waiting for those would take longer than all else.
-TPDE_FN void prefetch_codes(const Run& r, u32 at) {
+TPDE_FN void prefetch(const void* p) {
 #ifdef __CUDA_ARCH__
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(r.packed + at * r.values.bits / 32));
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 #endif
+}
+
+// Asks for what fetch loads of an element of the run to be brought near: of a row
+// that is a few bytes, and waiting for those would take longer than all else.
+// One element in 128 asks for all up to the next, for it comes in 128 bytes.
+TPDE_FN void prefetch_codes(const Run& r, u32 at) {
+  if (at % 128 != 0) return;
+  const u32 group = (r.before + at) >> r.shift;
+  prefetch(r.packed + at * r.values.bits / 32);
+  prefetch(r.scale + group * r.scale_bytes);
+  if (r.zero) prefetch(r.zero + group);
 }
 
 template <u32 kTarget>

@@ -30,31 +30,44 @@ __device__ u32 shared_bytes() {
 
 // A warp's part of shared memory.
 struct Room {
-  u32* queue;  // of rows, prefix::Shape::kQueueWords
+  u32* queue;  // of rows, prefix::Shape::kQueueWords, if anything goes that way
   u32* copy;   // of a block
   u32 words;   // that it has room for; 0: nor for the queue
 
-  __device__ Room(u32* part, u32 size) : queue(part), copy(part + prefix::Shape<WORD>::kQueueWords) {
-    const u32 taken = prefix::Shape<WORD>::kQueueWords + 3;  // a copy lies up to 3 words behind its start
+  __device__ Room(u32* part, u32 size, bool queued) : queue(part) {
+    const u32 rows = queued ? prefix::Shape<WORD>::kQueueWords : 0;
+    const u32 taken = rows + 3;  // a copy lies up to 3 words behind its start
+    copy = part + rows;
     words = size > taken ? size - taken : 0;
   }
 };
 
-// Waits for what was copied to shared memory: by the warp, and, the first time,
-// by the thread block, which is its tables.
-__device__ void wait_staged(bool& waited) {
-  wait_copies();
-  if (waited) {
-    __syncwarp();
-  } else {
-    __syncthreads();
-    waited = true;
+// The tables of a thread block, which it asks for behind its first chunks.
+struct Staging {
+  const prefix::Tables* tables;  // global memory
+  u32* room;                     // for them
+  bool ended;
+
+  // Waits for what the warp copied to shared memory and, the first time, for what
+  // the thread block did.
+  __device__ void wait() {
+    if (ended) {
+      wait_copies();
+      __syncwarp();
+    } else {
+      // They are loaded again: to keep them would take registers from all chunks.
+      const prefix::Tables t = *tables;
+      prefix::Decoding(t, room, 0).stage_tables(t, tables->behind(), threadIdx.x, blockDim.x);
+      wait_copies();
+      __syncthreads();
+      ended = true;
+    }
   }
-}
+};
 
 // Decodes the block that c is at, of which `words`, `base` and `dst` are set.
 __device__ bool decode_block(prefix::Block<WORD>& b, prefix::Cursor& c, const prefix::Tables& tables,
-                             const prefix::Decoding& d, u32 lane, const Room& room, bool& waited) {
+                             const prefix::Decoding& d, u32 lane, const Room& room, Staging& staging) {
   using namespace prefix;
   b.sign_extended = tables.sign_extended;
   if (!take_planes(c, b)) return false;
@@ -69,7 +82,7 @@ __device__ bool decode_block(prefix::Block<WORD>& b, prefix::Cursor& c, const pr
   if (room.words > 0 && is_aligned(b) && b.words >= Shape<WORD>::kRow) {
     queue.start(b, b.words / Shape<WORD>::kRow, lane * Shape<WORD>::kWords);
   }
-  wait_staged(waited);
+  staging.wait();
   const u32* copy = room.copy + stage_shift(c.data);
   Head h;
   if (!take_head(c, copied >= min_u32(c.left, kMostHead) ? copy : c.data, b, h)) return false;
@@ -95,7 +108,7 @@ __device__ bool decode_block(prefix::Block<WORD>& b, prefix::Cursor& c, const pr
 // Decodes chunk `r` of an item, and returns whether it is well formed.
 __device__ bool decode_chunk(const Item& item, const Record& r, const prefix::Tables& tables,
                              const prefix::Decoding& d, const void* quantised, u32 lane, const Room& room,
-                             bool& waited) {
+                             Staging& staging) {
   const u32 all = r.uncompressed_bytes / sizeof(WORD);
   const u8* data = item.blob + r.data_offset;
   Exceptions<WORD> replaced;
@@ -118,7 +131,7 @@ __device__ bool decode_chunk(const Item& item, const Record& r, const prefix::Ta
     b.base = item.base ? static_cast<const WORD*>(item.base) + r.output_word + done : nullptr;
 #endif
     b.aligned = ((reinterpret_cast<u64>(b.dst) | reinterpret_cast<u64>(b.base)) & 15) == 0;
-    if (!decode_block(b, c, tables, d, lane, room, waited)) return false;
+    if (!decode_block(b, c, tables, d, lane, room, staging)) return false;
   }
   if (c.left != 0) return false;
 #ifdef ADD
@@ -153,13 +166,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) prefix_decode(const __
     unit = behind;
     if (first >= end) continue;
     __syncthreads();  // nobody uses the tables before any more
-    // The head of the tables and a record, then the tables and a chunk: what a
+    // The head of the tables and a record, then a chunk and the tables: what a
     // thread block waits for comes in two steps.
     u32 chunk = first + warp;
     Record record = item.records[min_u32(chunk, end - 1)];
     const prefix::Tables tables = *static_cast<const prefix::Tables*>(item.tables);
     const prefix::Decoding d(tables, shared, lane);
-    d.stage_tables(tables, static_cast<const prefix::Tables*>(item.tables)->behind(), threadIdx.x, blockDim.x);
     const void* quantised = nullptr;
 #ifdef QUANT
     __shared__ quant::QuantBase base;
@@ -170,12 +182,16 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) prefix_decode(const __
     __syncthreads();
 #endif
     if (threadIdx.x == 0) next = first + warps;
-    bool waited = false;
+    Staging staging{static_cast<const prefix::Tables*>(item.tables), shared, false};
     const u32 part = (shared_bytes() / 4 - tables.shared_words()) / warps & ~3u;  // words
-    const Room mine(shared + tables.shared_words() + warp * part, part);
-    while (chunk < end) {
-      const bool good = decode_chunk(item, record, tables, d, quantised, lane, mine, waited);
-      if (!waited) wait_staged(waited);  // a chunk may be refused before; behind this, `next` is set
+    const bool queued = item.base != nullptr || sizeof(WORD) > 2;
+    const Room mine(shared + tables.shared_words() + warp * part, part, queued);
+    while (true) {
+      const bool good = chunk < end && decode_chunk(item, record, tables, d, quantised, lane, mine, staging);
+      // Every warp has come here before `next` is read, also one without a chunk,
+      // or whose first chunk was refused.
+      if (!staging.ended) staging.wait();
+      if (chunk >= end) break;
       if (lane == 0) {
         item.status[chunk] = good ? kOk : kCorrupt;
         chunk = atomicAdd(&next, 1);
@@ -183,6 +199,5 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) prefix_decode(const __
       chunk = __shfl_sync(0xffffffffu, chunk, 0);
       record = item.records[min_u32(chunk, end - 1)];
     }
-    if (!waited) wait_staged(waited);  // once by every warp, also by those without a chunk
   }
 }

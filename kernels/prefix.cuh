@@ -56,6 +56,15 @@ struct Shared {
 #endif
     return g;
   }
+  TPDE_FN void set_group(const Group& g) const {
+#ifdef __CUDA_ARCH__
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(g.w[0]), "r"(g.w[1]), "r"(g.w[2]),
+                 "r"(g.w[3])
+                 : "memory");
+#else
+    __builtin_memcpy(const_cast<u8*>(address), &g, 16);
+#endif
+  }
 };
 
 // The same for global memory.
@@ -102,6 +111,9 @@ TPDE_FN u32 add_halves(u32 a, u32 b) {
 // other word by word, so that lanes that look for different ones find them in
 // different banks.
 struct Decoding {
+  struct alignas(8) Two {
+    u32 first, second;
+  };
   u32* contexts;
   u32* entries;
   Shared context, entry;  // the lane's copy of the first one
@@ -125,10 +137,13 @@ struct Decoding {
     behind += t.keys / 4;
     if (t.copies == 1) {
       stage(entries, behind, t.entries, i, threads);
-    } else {  // copied one by one, but all of them at once
+    } else {  // by way of registers: a copy past them would take a turn for each word
       const u32 shift = 31 - leading_zeros(t.copies);
-#pragma unroll 4
-      for (; i < t.copies * t.entries; i += threads) copy_4(entries + i, behind + (i >> shift));
+#pragma unroll 8
+      for (; i < t.copies * t.entries / 2; i += threads) {
+        const u32 e = behind[2 * i >> shift];
+        *reinterpret_cast<Two*>(entries + 2 * i) = Two{e, e};
+      }
     }
   }
   // The context of the part in the low half of x, or in the high one.
@@ -359,13 +374,11 @@ TPDE_FN void put_exceptions(const Block<Word>& b, u32 first, u32 count, Group* o
   }
 }
 
-// Decodes and stores what a lane owns of a row, `count` words from `first` on.
-// Part: they may be less than all, and not aligned.
+// Decodes what a lane owns of a row, `count` words from `first` on. Part: they
+// may be less than all.
 template <typename Word, bool Keyed, bool Pair, bool Part, typename Memory>
 TPDE_FN void decode_row(const Block<Word>& b, const Row<Word>& row, Bits<Memory>& bits, const Decoding& d, u32 first,
-                        u32 count) {
-  const u32 per = 16 / sizeof(Word);
-  Group out[Shape<Word>::kVectors];
+                        u32 count, Group* out) {
 #pragma unroll
   for (u32 half = 0; half < Shape<Word>::kWords / 8; half++) {
     u32 parts[4];
@@ -375,6 +388,7 @@ TPDE_FN void decode_row(const Block<Word>& b, const Row<Word>& row, Bits<Memory>
   }
 #ifdef ADD
   if (b.exceptions > 0) put_exceptions(b, first, count, out);
+  const u32 per = 16 / sizeof(Word);
 #pragma unroll
   for (u32 i = 0; i < Shape<Word>::kWords; i++) {
     const Word from = group_word<Word>(row.base[i / per], i % per);
@@ -382,10 +396,17 @@ TPDE_FN void decode_row(const Block<Word>& b, const Row<Word>& row, Bits<Memory>
     set_group_word<Word>(out[i / per], i % per, apply<Word>(from, residual));
   }
 #endif
+}
+
+// Stores `count` words from `first` on. Whole: all of those that a lane owns of a
+// row, and aligned.
+template <bool Whole, typename Word>
+TPDE_FN void store_row(const Block<Word>& b, u32 first, u32 count, const Group* out) {
+  const u32 per = 16 / sizeof(Word);
 #pragma unroll
   for (u32 v = 0; v < Shape<Word>::kVectors; v++) {
     Word* to = b.dst + first + v * per;
-    if (!Part || (b.aligned && count >= (v + 1) * per)) {
+    if (Whole || (b.aligned && count >= (v + 1) * per)) {
       store_whole(to, out[v]);
     } else if (count > v * per) {
       store_words<Word>(to, min_u32(count - v * per, per), out[v]);
@@ -418,19 +439,41 @@ struct Queue {
     dequant_row<true>(b, first, Shape<Word>::kWords, row);
     return row;
   }
+  TPDE_FN void store(const Block<Word>& b, u32 first, const Group* out) const {
+    store_row<true>(b, first, Shape<Word>::kWords, out);
+  }
 };
 #else
-// They lie in shared memory, and a lane copies what it takes: no other waits for
-// it. What is loaded to registers counts on few counters, and so a warp that waits
-// for one row has been seen to wait for all.
+// They lie in shared memory. What is loaded to registers counts on few counters,
+// and so a warp that waits for one row has been seen to wait for all.
+//
+// Where 16 bytes are what a lane owns of a row, it copies and stores those, and
+// waits for no other. Where they are less, lanes that lie 32 bytes or more apart
+// would ask for each 32 bytes of memory twice: the warp copies a row and stores it
+// 512 bytes at a time, and what lanes own changes hands in shared memory. There
+// the 16 bytes are so ordered that eight lanes in a row find theirs in different
+// banks, either way.
 template <typename Word>
 struct Queue {
   static const bool kRefillFirst = false;  // look-ups behind a copy would wait for it to be issued
-  u32* room;       // what the lane has of place 0
+  static const bool kTogether = Shape<Word>::kTogether;
+  u32* room;       // kQueueWords of shared memory
+  u32 lane;
   u32 head, tail;  // words from there to the place of the next row to take, and to fetch
 
-  // `words` is shared memory, kQueueWords.
-  TPDE_FN Queue(u32* words, u32 lane) : room(words + 4 * lane), head(0), tail(0) {}
+  TPDE_FN Queue(u32* words, u32 own) : room(words), lane(own), head(0), tail(0) {}
+  // Words from a place to the 16 bytes of number n of the row.
+  TPDE_FN static u32 place_of(u32 n) { return 4 * (n ^ (n >> 3 & (Shape<Word>::kVectors - 1))); }
+  // The number of the v-th 16 bytes that a lane owns, and that it copies and stores.
+  TPDE_FN u32 owned(u32 v) const { return lane * Shape<Word>::kVectors + v; }
+  TPDE_FN u32 carried(u32 v) const { return kTogether ? v * kLanes + lane : owned(v); }
+  // The word of the block that the latter starts at, where `first` is what the lane owns.
+  TPDE_FN u32 word_of(u32 v, u32 first) const { return first + (carried(v) - owned(0)) * (16 / (u32)sizeof(Word)); }
+  TPDE_FN static void meet() {
+#ifdef __CUDACC__
+    if (kTogether) __syncwarp();
+#endif
+  }
   TPDE_FN static void go_on(u32& at) {
     at = at + Shape<Word>::kRowWords == Shape<Word>::kQueueWords ? 0 : at + Shape<Word>::kRowWords;
   }
@@ -442,16 +485,17 @@ struct Queue {
   TPDE_FN void fetch(const Block<Word>& b, u32 first, bool exists) {
     u32* to = room + tail;
     go_on(tail);
+    meet();  // nobody reads the place before any more
     if (exists && b.base) {
 #pragma unroll
       for (u32 v = 0; v < Shape<Word>::kVectors; v++) {
-        copy_16(to + v * kLanes * 4, reinterpret_cast<const u32*>(b.base + first) + 4 * v);
+        copy_16(to + place_of(carried(v)), reinterpret_cast<const u32*>(b.base + word_of(v, first)));
       }
     }
     if (exists && !b.sign_extended) {
 #pragma unroll
       for (u32 p = 0; p < Shape<Word>::kPlanes; p++) {
-        copy_16(to + (Shape<Word>::kVectors + p) * kLanes * 4, b.planes + p * b.plane_words + first / 2);
+        copy_16(to + ((Shape<Word>::kVectors + p) * kLanes + lane) * 4, b.planes + p * b.plane_words + first / 2);
       }
     }
     commit_copies();
@@ -459,20 +503,33 @@ struct Queue {
   // The next row. Once it is decoded there is a place for another.
   TPDE_FN Row<Word> take(const Block<Word>& b, u32, u32) {
     wait_copies_but<Shape<Word>::kAhead - 1>();
+    meet();
     const Shared from = Shared::of(room + head);
     go_on(head);
     Row<Word> row;
 #pragma unroll
     for (u32 v = 0; v < Shape<Word>::kVectors; v++) {
-      row.base[v] = b.base ? from.plus(v * kLanes * 16).group() : Group{{0, 0, 0, 0}};
+      row.base[v] = b.base ? from.plus(4 * place_of(owned(v))).group() : Group{{0, 0, 0, 0}};
     }
     if (!b.sign_extended) {
 #pragma unroll
       for (u32 p = 0; p < Shape<Word>::kPlanes; p++) {
-        row.plane[p] = from.plus((Shape<Word>::kVectors + p) * kLanes * 16).group();
+        row.plane[p] = from.plus(((Shape<Word>::kVectors + p) * kLanes + lane) * 16).group();
       }
     }
     return row;
+  }
+  // Stores the row that was taken last, through its place.
+  TPDE_FN void store(const Block<Word>& b, u32 first, const Group* out) const {
+    if (!kTogether) return store_row<true>(b, first, Shape<Word>::kWords, out);
+    const Shared place = Shared::of(room + tail);
+#pragma unroll
+    for (u32 v = 0; v < Shape<Word>::kVectors; v++) place.plus(4 * place_of(owned(v))).set_group(out[v]);
+    meet();
+#pragma unroll
+    for (u32 v = 0; v < Shape<Word>::kVectors; v++) {
+      store_whole(b.dst + word_of(v, first), place.plus(4 * place_of(carried(v))).group());
+    }
   }
 };
 #endif
@@ -485,7 +542,9 @@ TPDE_FN void decode_part(const Block<Word>& b, Bits<Memory>& bits, const Decodin
 #ifdef QUANT
   dequant_row<false>(b, first, count, row);
 #endif
-  decode_row<Word, Keyed, Pair, true>(b, row, bits, d, first, count);
+  Group out[Shape<Word>::kVectors];
+  decode_row<Word, Keyed, Pair, true>(b, row, bits, d, first, count, out);
+  store_row<false>(b, first, count, out);
 }
 
 // Decodes the bit string of a lane, which is bits `start` to `end` - 1 of
@@ -504,7 +563,9 @@ TPDE_FN bool decode_lane(const Block<Word>& b, u32 lane, const Decoding& d, cons
     for (u32 i = 0; i < rows; i++, first += row) {
       const Row<Word> whole = queue.take(b, first, last);
       if (Queue<Word>::kRefillFirst) queue.fetch(b, first + ahead * row, i + ahead < rows);
-      decode_row<Word, Keyed, Pair, false>(b, whole, bits, d, first, own);
+      Group out[Shape<Word>::kVectors];
+      decode_row<Word, Keyed, Pair, false>(b, whole, bits, d, first, own, out);
+      queue.store(b, first, out);
       if (!Queue<Word>::kRefillFirst) queue.fetch(b, first + ahead * row, i + ahead < rows);
     }
     if (first < b.words) decode_part<Word, Keyed, Pair>(b, bits, d, first, min_u32(b.words - first, own));

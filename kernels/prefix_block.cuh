@@ -57,6 +57,11 @@ struct Shape {
   static const u32 kAhead = sizeof(Word) <= 2 ? 4 : sizeof(Word) == 4 ? 2 : 1;
   static const u32 kRowWords = (kVectors + kPlanes) * kLanes * 4;  // 32-bit words of base and planes
   static const u32 kQueueWords = kAhead * kRowWords;               // of shared memory, as the host counts them
+#ifdef __CUDACC__
+  static const bool kTogether = kVectors > 1;  // lanes load and store for each other
+#else
+  static const bool kTogether = false;  // they run one after the other
+#endif
 #endif
 };
 

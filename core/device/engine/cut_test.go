@@ -115,7 +115,11 @@ func TestCutJobs(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	// On a quantised base there is no queue.
+	// Without a base there is no queue, nor on a quantised one.
+	index, _ := pack(t, codec.Prefix, dtype.BF16, residual.Bit, 5500, false)
+	if p, err := Prepare(index); err != nil || p.sharedQueue != 0 {
+		t.Errorf("no base: %+v, %v", p, err)
+	}
 	q := job(a, 1<<30)
 	q.Quantised = true
 	c, err := l.cutJobs([]Job{q}, q.kernel(), (*Job).kernel)

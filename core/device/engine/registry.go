@@ -125,11 +125,11 @@ type decoder struct {
 	// takes none.
 	tables func(t dtype.Type, tables []byte) ([]byte, error)
 	// shared returns what the kernel takes of shared memory, if it is staged:
-	// for expanded tables, for a chunk of so many words and bytes, and, where it
-	// takes one, for a queue of base words that are not quantised.
+	// for expanded tables, for a chunk of so many words and bytes, and for a queue
+	// of what it reads besides, if the base is not quantised.
 	sharedTables func(tables []byte) int
 	sharedChunk  func(t dtype.Type, words, bytes int) int
-	sharedQueue  func(t dtype.Type) int
+	sharedQueue  func(t dtype.Type, hasBase bool) int
 }
 
 var decoders = map[codec.ID]decoder{
