@@ -1,9 +1,9 @@
 // raw.cu - rebuilds tensors of the raw codec (core/codec/raw/FORMAT.md). A
-// thread block works on a span of a chunk, tile by tile: it brings the base to
-// shared memory, meanwhile finds the residuals that are for its tiles, adds them
-// there and stores the result, in one pass over global memory.
+// thread block works on a tile of a chunk: it brings the base to shared memory,
+// meanwhile finds the residuals that are for its tile, adds them there and stores
+// the result, in one pass over global memory.
 //
-// launch: threads=256 chunk_bytes_per_block=16384, 131072 with QUANT
+// launch: threads=256 chunk_bytes_per_block=16384, 32768 with QUANT
 // Compiled for each word size, -DWORD=u8|u16|u32|u64, and, for the add
 // residual, each dtype of it, -DADD=F32|F16|BF16|F64. With
 // -DQUANT=quant::kF32|kF16|kBF16 the base is quantised: item.base is a
@@ -14,27 +14,26 @@
 namespace {
 
 const u32 kThreads = 256;
-// Bytes of a tile, tiles of a span, whose bytes the launch line says, and thread
-// blocks of a multiprocessor: what registers allow without spilling. A thread asks
-// so much before it can dequantise that it should dequantise more.
+// Bytes of a tile, as the launch line says, and thread blocks of a
+// multiprocessor: what registers allow without spilling. A thread asks so much
+// before it can dequantise that it should dequantise more.
 #ifdef QUANT
-const u32 kTileBytes = 32768, kTiles = 4;
+const u32 kTileBytes = 32768;
 const u32 kBlocks = 4;
 #elif defined(ADD)
-const u32 kTileBytes = 16384, kTiles = 1;
+const u32 kTileBytes = 16384;
 const u32 kBlocks = 5;
 #else
-const u32 kTileBytes = 16384, kTiles = 1;
+const u32 kTileBytes = 16384;
 const u32 kBlocks = sizeof(WORD) == 2 || sizeof(WORD) == 4 ? 8 : 5;
 #endif
 const u32 kTile = kTileBytes / sizeof(WORD);     // words
-const u32 kSpan = kTiles * kTile;                // words
 const u32 kPer = 16 / sizeof(WORD);              // words of a group of 16 bytes
 const u32 kGroups = kTileBytes / 16 / kThreads;  // groups of a tile that are a thread's
 const u32 kAhead = 4;                            // deltas, or groups, that a thread loads at once
 
-// A span: as a chunk of its own, with what is asked of its base.
-struct Span {
+// A tile: as a chunk of its own, with what is asked of its base.
+struct Tile {
   Chunk c;
   u32 groups;  // whole ones, that are loaded and stored at once
   u32 fast;    // of those, the ones that Base loads: all or, of few quantised bases, none
@@ -43,10 +42,10 @@ struct Span {
 #endif
 };
 
-__device__ Span open_span(const Chunk& chunk, u32 first) {
-  Span t;
+__device__ Tile open_tile(const Chunk& chunk, u32 first) {
+  Tile t;
   t.c = chunk;
-  t.c.words = min_u32(chunk.words - first, kSpan);
+  t.c.words = min_u32(chunk.words - first, kTile);
   t.c.dst += first;
   if (chunk.base) t.c.base += first;
   t.groups = aligned(t.c) ? t.c.words / kPer : 0;
@@ -67,8 +66,8 @@ struct Base {
   uint4 g[N];
 #endif
 
-  // Group i of the span, if it has so many, to place k.
-  __device__ __forceinline__ void load(const Span& t, u32 i, u32 k) {
+  // Group i of the tile, if it has so many, to place k.
+  __device__ __forceinline__ void load(const Tile& t, u32 i, u32 k) {
 #ifdef QUANT
     if (t.fast > 0) f[k] = quant::fetch<QUANT>(t.run, min_u32(i, t.fast - 1) * kPer);
 #else
@@ -77,7 +76,7 @@ struct Base {
 #endif
   }
 
-  __device__ __forceinline__ uint4 get(const Span& t, u32 i, u32 k) const {
+  __device__ __forceinline__ uint4 get(const Tile& t, u32 i, u32 k) const {
 #ifdef QUANT
     const Group w = quant::dequant_any<QUANT>(t.run, f[k], i * kPer);
     return make_uint4(w.w[0], w.w[1], w.w[2], w.w[3]);
@@ -110,7 +109,7 @@ __device__ uint4 apply_group(uint4 base, uint2 low, uint2 high) {
 }
 
 // Every word has a residual. Residuals lie at multiples of 8 bytes.
-__device__ void decode_dense(const Span& t, const WORD* residual) {
+__device__ void decode_dense(const Tile& t, const WORD* residual) {
   const uint2* add = reinterpret_cast<const uint2*>(residual);
   uint4* to = reinterpret_cast<uint4*>(t.c.dst);
   const u32 n = 2;  // groups whose loads are on their way together; a group is loaded before it is stored
@@ -165,15 +164,18 @@ __device__ u32 lower_bound(const u32* number, u32 n, u32 word) {
   return lo;
 }
 
-// Warps find the ascending numbers that are of each of `parts` parts of a chunk, of
-// `size` words, from word `first` on: those of part k are from range[k] to before
-// range[k + 1], after the next barrier. What lies at an end of the chunk is not
-// searched for, above all in chunks of one part.
-__device__ void find_ranges(u32* range, const u32* number, u32 n, u32 first, u32 size, u32 parts, u32 words) {
+// Two warps find the ascending numbers that are of a tile: those from range[0] to
+// before range[1], after the next barrier. What lies at an end of the chunk is
+// not searched for, above all in chunks of one tile.
+__device__ void find_range(u32* range, const u32* number, u32 n, u32 first, u32 behind, u32 words) {
   const u32 warp = threadIdx.x / 32;
-  if (warp > parts) return;
-  const u64 word = first + (u64)warp * size;
-  const u32 at = word == 0 ? 0 : word >= words ? n : lower_bound(number, n, (u32)word);
+  if (warp >= 2) return;
+  u32 at;
+  if (warp == 0) {
+    at = first == 0 ? 0 : lower_bound(number, n, first);
+  } else {
+    at = behind == words ? n : lower_bound(number, n, behind);
+  }
   if ((threadIdx.x & 31) == 0) range[warp] = at;
 }
 
@@ -222,66 +224,53 @@ struct Deltas {
   }
 };
 
-// Only the listed words have a residual: those from range[k] to before range[k + 1]
-// are for tile k, once `find` was called. The base is on its way while it is, and
-// that of the next tile while this one is finished.
+// Only the listed words have a residual: those from range[0] to before range[1]
+// are for the tile, once `find` was called. The base is on its way while it is.
 template <typename Find, typename Check>
-__device__ bool decode_sparse(const Span& t, u32 first, const u32* number, const WORD* residual, const u32* range,
+__device__ bool decode_sparse(const Tile& t, u32 first, const u32* number, const WORD* residual, const u32* range,
                               Find find, Check check) {
   __shared__ __align__(16) WORD tile[kTile];
   Base<kAhead> base;
 #pragma unroll
   for (u32 k = 0; k < kAhead; k++) base.load(t, threadIdx.x + k * kThreads, k);
   find();
-  bool good = true;
 #pragma unroll 1
-  for (u32 tile_number = 0; tile_number < kTiles; tile_number++) {
-    // Of the span. A thread stores the groups, or the words, that it brought here, so tiles need no barrier between
-    // them, but where a tile has words where the one before had groups.
-    const u32 word = tile_number * kTile, group = word / kPer;
-    if (kTiles > 1 && word >= t.c.words) break;
-    const u32 words = min_u32(t.c.words - word, kTile);
-    const u32 odd = t.groups * kPer > word ? t.groups * kPer - word : 0;  // the first word behind groups; may be too large
-#pragma unroll 1
-    for (u32 from = threadIdx.x; from < kGroups * kThreads; from += kAhead * kThreads) {
+  for (u32 from = threadIdx.x; from < kGroups * kThreads; from += kAhead * kThreads) {
 #pragma unroll
-      for (u32 k = 0; k < kAhead; k++) {
-        const u32 i = from + k * kThreads, next = group + i + kAhead * kThreads;
-        if (group + i < t.fast) reinterpret_cast<uint4*>(tile)[i] = base.get(t, group + i, k);
-        if ((kTiles > 1 || kGroups > kAhead) && next < t.fast) base.load(t, next, k);
-      }
+    for (u32 k = 0; k < kAhead; k++) {
+      const u32 i = from + k * kThreads, next = i + kAhead * kThreads;
+      if (i < t.fast) reinterpret_cast<uint4*>(tile)[i] = base.get(t, i, k);
+      if (kGroups > kAhead && next < t.fast) base.load(t, next, k);
     }
+  }
 #ifdef QUANT
 #pragma unroll 1
-    for (u32 i = threadIdx.x; t.fast == 0 && i < kGroups * kThreads && group + i < t.groups; i += kThreads) {
-      reinterpret_cast<uint4*>(tile)[i] = base_group(t.c, group + i);
-    }
-#endif
-    if (tile_number == 0) good = check();
-    if (kTiles > 1 && odd < words) __syncthreads();
-#pragma unroll 1
-    for (u32 i = odd + threadIdx.x; i < words; i += kThreads) tile[i] = base_word(t.c, word + i);
-    __syncthreads();
-    const u32 end = range[tile_number + 1];
-#pragma unroll 1
-    for (u32 begin = range[tile_number] + threadIdx.x; begin < end; begin += kAhead * kThreads) {
-      Deltas d;
-      d.load(number, residual, begin, end);
-#pragma unroll
-      for (u32 k = 0; k < kAhead; k++) {
-        const u32 at = d.at[k] - first - word;  // no chunk reaches from there to ~0u
-        if (at < words) tile[at] = apply<WORD>(tile[at], d.value[k]);
-      }
-    }
-    __syncthreads();
-#pragma unroll
-    for (u32 k = 0; k < kGroups; k++) {
-      const u32 i = threadIdx.x + k * kThreads;
-      if (group + i < t.groups) reinterpret_cast<uint4*>(t.c.dst)[group + i] = reinterpret_cast<const uint4*>(tile)[i];
-    }
-#pragma unroll 1
-    for (u32 i = odd + threadIdx.x; i < words; i += kThreads) t.c.dst[word + i] = tile[i];
+  for (u32 i = t.fast + threadIdx.x; i < t.groups; i += kThreads) {
+    reinterpret_cast<uint4*>(tile)[i] = base_group(t.c, i);
   }
+#endif
+  const bool good = check();
+#pragma unroll 1
+  for (u32 i = t.groups * kPer + threadIdx.x; i < t.c.words; i += kThreads) tile[i] = base_word(t.c, i);
+  __syncthreads();
+#pragma unroll 1
+  for (u32 begin = range[0] + threadIdx.x; begin < range[1]; begin += kAhead * kThreads) {
+    Deltas d;
+    d.load(number, residual, begin, range[1]);
+#pragma unroll
+    for (u32 k = 0; k < kAhead; k++) {
+      const u32 at = d.at[k] - first;  // no chunk reaches from there to ~0u
+      if (at < t.c.words) tile[at] = apply<WORD>(tile[at], d.value[k]);
+    }
+  }
+  __syncthreads();
+#pragma unroll
+  for (u32 k = 0; k < kGroups; k++) {
+    const u32 i = threadIdx.x + k * kThreads;
+    if (i < t.groups) reinterpret_cast<uint4*>(t.c.dst)[i] = reinterpret_cast<const uint4*>(tile)[i];
+  }
+#pragma unroll 1
+  for (u32 i = t.groups * kPer + threadIdx.x; i < t.c.words; i += kThreads) t.c.dst[i] = tile[i];
   return good;
 }
 
@@ -305,23 +294,23 @@ __device__ void add_in_place(const Chunk& c, const u32* number, const WORD* resi
 
 // The thread blocks of a chunk share its status, and nobody clears it before a
 // launch: there is no order in which they could combine what they find. So the
-// block of the first span alone writes it, and checks all of the chunk, 6 bytes a
+// block of the first tile alone writes it, and checks all of the chunk, 6 bytes a
 // delta of BF16, while its part of the base is on its way; the others touch
 // nothing but words of the chunk, whatever they read.
 extern "C" __global__ void __launch_bounds__(kThreads, kBlocks) raw_decode(const __grid_constant__ Batch batch) {
-  __shared__ u32 range[kTiles + 1], replaced[2];
+  __shared__ u32 range[2], replaced[2];
   const u32 which = find_item_number(batch, blockIdx.x);
   const Item& item = batch.item[which];
   // All chunks of a tensor have as many blocks: those of the last may be too many.
   const u32 end = which + 1 < batch.items ? batch.item[which + 1].first_block : batch.units;
   const u32 blocks = (end - item.first_block) / item.chunks;
   const u32 chunk = (blockIdx.x - item.first_block) / blocks;
-  const u32 number_of_span = blockIdx.x - item.first_block - chunk * blocks;
-  const u32 first = number_of_span * kSpan;
+  const u32 number_of_tile = blockIdx.x - item.first_block - chunk * blocks;
+  const u32 first = number_of_tile * kTile;
   const Record r = item.records[chunk];
   if (first >= r.uncompressed_bytes / sizeof(WORD)) return;
   const Chunk c = open_chunk<kThreads>(item, r);
-  const u32 behind = min_u32(first + kSpan, c.words);
+  const u32 behind = min_u32(first + kTile, c.words);
 
   const u8* data = item.blob + r.data_offset;
   Exceptions<WORD> exceptions;
@@ -335,38 +324,38 @@ extern "C" __global__ void __launch_bounds__(kThreads, kBlocks) raw_decode(const
   if (good) {  // the same for all threads
     const u32* number = reinterpret_cast<const u32*>(data);
     const WORD* residual = reinterpret_cast<const WORD*>(data + number_bytes);
-    auto find = [&] { find_ranges(range, number, r.deltas, first, kTile, kTiles, c.words); };
-    auto check = [&] { return number_of_span > 0 || good_deltas(c, number, residual, r.deltas); };
+    auto find = [&] { find_range(range, number, r.deltas, first, behind, c.words); };
+    auto check = [&] { return number_of_tile > 0 || good_deltas(c, number, residual, r.deltas); };
     if (dense) {
-      decode_dense(open_span(c, first), residual + first);
+      decode_dense(open_tile(c, first), residual + first);
     } else if (c.base != c.dst) {
-      good = decode_sparse(open_span(c, first), first, number, residual, range, find, check);
+      good = decode_sparse(open_tile(c, first), first, number, residual, range, find, check);
     } else {
       // The blocks of a chunk share its deltas evenly, without a search. But what an
-      // exception replaces is of its span's block.
-      const u32 spans = (c.words + kSpan - 1) / kSpan, share = (r.deltas + spans - 1) / spans;
-      u32 from = number_of_span * share, to = min_u32(from + share, r.deltas);
+      // exception replaces is of its tile's block.
+      const u32 tiles = (c.words + kTile - 1) / kTile, share = (r.deltas + tiles - 1) / tiles;
+      u32 from = number_of_tile * share, to = min_u32(from + share, r.deltas);
       if (exceptions.count > 0) {
         find();
         __syncthreads();
-        from = range[0], to = range[kTiles];
+        from = range[0], to = range[1];
       }
       add_in_place(c, number, residual, from, to);
       good = check();
     }
     if (exceptions.count > 0) {
-      find_ranges(replaced, exceptions.at, exceptions.count, first, kSpan, 1, c.words);
+      find_range(replaced, exceptions.at, exceptions.count, first, behind, c.words);
       __syncthreads();  // a word is replaced after its residual was added
       for (u32 i = replaced[0] + threadIdx.x; i < replaced[1]; i += kThreads) {
         const u32 at = exceptions.at[i];
         if (at - first < behind - first) c.dst[at] = exception_word(exceptions, i);
       }
-      for (u32 i = threadIdx.x; number_of_span == 0 && i < exceptions.count; i += kThreads) {
+      for (u32 i = threadIdx.x; number_of_tile == 0 && i < exceptions.count; i += kThreads) {
         good = good && good_exception(exceptions, i, c.words);
       }
     }
   }
-  if (number_of_span == 0) {
+  if (number_of_tile == 0) {
     good = __syncthreads_and(good);
     if (threadIdx.x == 0) item.status[chunk] = good ? kOk : kCorrupt;
   }

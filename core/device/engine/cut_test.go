@@ -45,8 +45,8 @@ func TestCut(t *testing.T) {
 	}
 }
 
-// Raw chunks are cut to spans of tiles, as many in each chunk; those of quantised
-// bases are larger.
+// Raw chunks are cut to tiles, as many in each chunk; those of quantised bases are
+// larger.
 func TestCutInChunks(t *testing.T) {
 	plain, quantised := newKernelID(rawDecode, 1), newKernelID(rawDecode, 9)
 	for _, c := range []struct {
@@ -54,8 +54,8 @@ func TestCutInChunks(t *testing.T) {
 		words, chunkWords uint64
 		want              uint64
 	}{
-		{plain, 1 << 24, 1 << 16, 256 * 8}, {plain, 1<<24 + 1, 1 << 16, 257 * 8}, {quantised, 1 << 24, 1 << 16, 256},
-		{plain, 8192, 8192, 1}, {plain, 8193, 8193, 2}, {plain, 1, 1 << 20, 1}, {quantised, 70_000, 70_000, 2},
+		{plain, 1 << 24, 1 << 16, 256 * 8}, {plain, 1<<24 + 1, 1 << 16, 257 * 8}, {quantised, 1 << 24, 1 << 16, 256 * 4},
+		{plain, 8192, 8192, 1}, {plain, 8193, 8193, 2}, {plain, 1, 1 << 20, 1}, {quantised, 40_000, 20_000, 2 * 2},
 	} {
 		p := &Prepared{index: &container.Index{Type: dtype.BF16, Words: c.words, ChunkWords: c.chunkWords}}
 		p.index.Records = make([]container.Record, container.ChunkCount(c.words, c.chunkWords))
