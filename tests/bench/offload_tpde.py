@@ -6,7 +6,7 @@ import contextlib
 import os
 import statistics
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from trained_model import DRAFTS, tokens_per_pass
 
 import tpde
-from tpde._residency import make_plan
+from tpde._residency import Residency, make_plan
 from tpde.runtime import BudgetError, PackedLayer, Runtime
 
 CODEC = "prefix"
@@ -281,7 +281,7 @@ class Streamed:
         return self._whole(budget)
 
     def _whole(self, budget: str) -> tuple[int, int]:
-        """The smallest budget that streams nothing, or decodes nothing."""
+        """The smallest budget that streams nothing, and a block of layers in the ring; or that decodes nothing."""
         plan, reserve = self.runtime.plan, 512 << 20
         low, high = 0, 2 * (plan.fixed_bytes + sum(n.weight_bytes + n.residual_bytes for n in plan.layers))
         while high - low > max(high >> 12, 512):
@@ -292,7 +292,11 @@ class Streamed:
             except BudgetError:
                 enough = False
             low, high = (low, middle) if enough else (middle, high)
-        return high + reserve, reserve
+        decoded = make_plan(plan.layers, high, plan.fixed_bytes)
+        blocks = Counter[str]()
+        for n, kind in zip(decoded.layers, decoded.residency, strict=True):
+            blocks[n.block] += n.weight_bytes if kind is not Residency.WHOLE else 0
+        return high + max(max(blocks.values()) - decoded.ring_bytes, 0) + reserve, reserve
 
 
 def traced(s: Settings, row: Figures, runtime: Runtime, step: Callable[[], object]) -> None:
