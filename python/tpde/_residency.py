@@ -278,7 +278,8 @@ class _Problem:
 
     def rings(self, smallest: int) -> list[int]:
         some = [i for i, free in enumerate(self.free) if not free]
-        return _thinned([self._largest_block(some, self.weights), *(self.weights[i] for i in some)], smallest)
+        blocks = self._blocks(some, self.weights)
+        return _thinned([*(self.weights[i] for i in some), *blocks.values()], smallest)
 
     def fill(self, ring: int, budget: int, rooms: tuple[int, int]) -> list[tuple[int, int, list[Residency]]]:
         """For each size of the buffers, with a ring of this size: bytes that are copied, what decoding takes, in bytes,
@@ -348,8 +349,8 @@ class _Problem:
         streamed = [i for i, kind in enumerate(residency) if kind is Residency.STREAMED]
         ring = max((self.weights[i] for i in decoded), default=0)
         buffer = max((self.residuals[i] for i in streamed), default=0)
-        more_ring = self._largest_block(decoded, self.weights) - ring
-        more_buffer = self._largest_block(streamed, self.residuals) - buffer
+        more_ring = max(self._blocks(decoded, self.weights).values(), default=0) - ring
+        more_buffer = max(self._blocks(streamed, self.residuals).values(), default=0) - buffer
         used = self.least + ring + 2 * buffer
         used += sum(resident_bytes(n, kind) - n.base_bytes for n, kind in zip(self.layers, residency, strict=True))
         left, wanted = budget - used, more_ring + 2 * more_buffer
@@ -361,12 +362,13 @@ class _Problem:
             buffer + more_buffer * left // wanted // ALIGN * ALIGN,
         )
 
-    def _largest_block(self, numbers: Sequence[int], sizes: Sequence[int]) -> int:
+    def _blocks(self, numbers: Sequence[int], sizes: Sequence[int]) -> dict[str, int]:
+        """What the given layers of each block come to."""
         sums: dict[str, int] = {}
         for i in numbers:
             block = self.layers[i].block
             sums[block] = sums.get(block, 0) + sizes[i]
-        return max(sums.values(), default=0)
+        return sums
 
 
 def _less(best: tuple[int, tuple[int, int]] | None, size: int, rooms: tuple[int, int]) -> tuple[int, tuple[int, int]]:

@@ -292,11 +292,14 @@ class Streamed:
             except BudgetError:
                 enough = False
             low, high = (low, middle) if enough else (middle, high)
-        decoded = make_plan(plan.layers, high, plan.fixed_bytes)
+        tight = make_plan(plan.layers, high, plan.fixed_bytes)
         blocks = Counter[str]()
-        for n, kind in zip(decoded.layers, decoded.residency, strict=True):
+        for n, kind in zip(tight.layers, tight.residency, strict=True):
             blocks[n.block] += n.weight_bytes if kind is not Residency.WHOLE else 0
-        return high + max(max(blocks.values()) - decoded.ring_bytes, 0) + reserve, reserve
+        more = max(max(blocks.values()) - tight.ring_bytes, 0)
+        if make_plan(plan.layers, high + more, plan.fixed_bytes).ring_bytes > tight.ring_bytes:
+            high += more
+        return high + reserve, reserve
 
 
 def traced(s: Settings, row: Figures, runtime: Runtime, step: Callable[[], object]) -> None:
