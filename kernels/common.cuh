@@ -97,6 +97,15 @@ TPDE_FN u32 bits_between(u32 high, u32 low, u32 n) {
 #endif
 }
 
+// x << n, which is 0 from n = 32 on.
+TPDE_FN u32 shift_left(u32 x, u32 n) {
+#ifdef __CUDA_ARCH__
+  return __funnelshift_lc(0, x, n);
+#else
+  return n < 32 ? x << n : 0;
+#endif
+}
+
 // x rotated right by n & 31 bits.
 TPDE_FN u32 rotate_right(u32 x, u32 n) {
 #ifdef __CUDA_ARCH__

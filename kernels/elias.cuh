@@ -213,10 +213,9 @@ TPDE_FN void put_at(Group& g, u32 j, Word v) {
     if (j == 0) set_group_word<Word>(g, 0, v); else set_group_word<Word>(g, 1, v);
     return;
   }
-  const u32 bit = j * 8 * sizeof(Word);
-  const u32 x = (u32)v << (bit & 31);
+  // One of four: with an index, or a condition, the compiler makes branches of it.
 #pragma unroll
-  for (u32 i = 0; i < 4; i++) if (bit >> 5 == i) g.w[i] |= x;
+  for (u32 i = 0; i < 4; i++) g.w[i] |= shift_left((u32)v, j * 8 * (u32)sizeof(Word) - 32 * i);
 }
 
 // Adds a group of residuals to a group of base words.
@@ -274,7 +273,9 @@ TPDE_FN bool decode_sparse(const Block<Word>& b, u32 lane, const Tables& tables,
     u32 sum = 0;
 #pragma unroll
     for (u32 j = 0; j < n; j++) {
-      if (j < count) sum += tables.step[(u32)((u64)group_word<Word>(g, j) >> shift) & 31];
+      // Behind the end there are zeros, which have a step that is not taken: a look-up for nothing, not a branch.
+      const u32 step = tables.step[(u32)((u64)group_word<Word>(g, j) >> shift) & 31];
+      sum += j < count ? step : 0;
       upto[j] = sum;
     }
     Group residual = {{0, 0, 0, 0}};
@@ -284,12 +285,13 @@ TPDE_FN bool decode_sparse(const Block<Word>& b, u32 lane, const Tables& tables,
     // is, so that the lanes of a warp take theirs at the same time.
     for (;;) {
       const u32 start = left.bytes() + done;
-      u32 event = n, before = sum;
+      // A counter that has run out at some word has run out at the last one, too.
+      if (((start - sum) & 0x80808080u) == 0x80808080u) break;
+      u32 event = n - 1, before = sum;
 #pragma unroll
-      for (u32 j = n; j-- > 0;) {
+      for (u32 j = n - 1; j-- > 0;) {
         if (((start - upto[j]) & 0x80808080u) != 0x80808080u) event = j, before = upto[j];
       }
-      if (event == n) break;
       const u32 code = tables.code[(u32)((u64)word_at<Word>(g, event) >> shift) & 31];
       const Word v = read_value<Word>(bits, code);
       put_at<Word>(residual, event, v);
