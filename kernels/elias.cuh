@@ -81,7 +81,9 @@ TPDE_FN Word read_value(Bits& bits, u32 code_word) {
     const u32 raw = head << (is_plain ? plain : 0) >> (32 - (is_plain ? width : total));
     bits.skip(total);
     const Word z = (Word)(raw - (1u << (code & 31)) + (dense ? 0 : 1));
-    return sign ? (Word)(1 - 2 * raw) : is_plain ? (Word)raw : unzigzag<Word>(z);
+    // Chosen by a mask: of a condition the compiler makes branches.
+    const u32 zigzag = sign || is_plain ? 0 : ~0u;
+    return (Word)(((sign ? 1 - 2 * raw : raw) & ~zigzag) | (unzigzag<Word>(z) & zigzag));
   }
   if (sign) {
     bits.skip(1);
