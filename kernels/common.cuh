@@ -97,8 +97,8 @@ TPDE_FN u32 bits_between(u32 high, u32 low, u32 n) {
 #endif
 }
 
-// x << n, which is 0 from n = 32 on.
-TPDE_FN u32 shift_left(u32 x, u32 n) {
+// x << n, and 0 where n is 32 or more.
+TPDE_FN u32 shift_left_out(u32 x, u32 n) {
 #ifdef __CUDA_ARCH__
   return __funnelshift_lc(0, x, n);
 #else

@@ -217,7 +217,7 @@ TPDE_FN void put_at(Group& g, u32 j, Word v) {
   }
   // One of four: with an index, or a condition, the compiler makes branches of it.
 #pragma unroll
-  for (u32 i = 0; i < 4; i++) g.w[i] |= shift_left((u32)v, j * 8 * (u32)sizeof(Word) - 32 * i);
+  for (u32 i = 0; i < 4; i++) g.w[i] |= shift_left_out((u32)v, j * 8 * (u32)sizeof(Word) - 32 * i);
 }
 
 // Adds a group of residuals to a group of base words.
