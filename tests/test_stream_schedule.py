@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 from collections import defaultdict
 from dataclasses import replace
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from tpde._residency import ALIGN, LayerSize, Plan, Residency, make_plan, smallest_budget
 from tpde._stream_order import Order
-from tpde._stream_schedule import Schedule
+from tpde._stream_schedule import Schedule, _Place
 
 
 class Device:
@@ -250,6 +251,20 @@ def test_replays_are_noticed(missing):
         except AssertionError:
             found += 1
     assert found > 10
+
+
+def test_nothing_grows_where_passes_are_not_told():
+    """As in a compiled model, which runs no hooks."""
+    _, schedule = started(layers_of())
+
+    def kept(passes: int) -> int:
+        for layer in [*range(9)] * passes:
+            if schedule.acquire(layer) is not None:
+                schedule.release(layer)
+        gc.collect()
+        return sum(type(one) is _Place for one in gc.get_objects())
+
+    assert kept(3) == kept(50)
 
 
 def test_a_captured_pass_copies_what_it_needs_and_nothing_else():

@@ -336,17 +336,18 @@ def _copy_rate(n: int, device: torch.device) -> float:
 
 
 def _seconds(call: Any) -> float:
-    """Returns what a call takes on the current stream: the least of five times four, which hide what the first takes
+    """Returns what a call takes on the current stream: the least of five times some, which hide what the first takes
     of the host, after two times to warm up."""
+    some = 4
     times: list[float] = []
     for _ in range(7):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begin.record()
-        for _ in range(4):
+        for _ in range(some):
             call()
         end.record()
         end.synchronize()
-        times.append(begin.elapsed_time(end) / 4e3)
+        times.append(begin.elapsed_time(end) / 1e3 / some)
     return max(min(times[2:]), 1e-9)
 
 

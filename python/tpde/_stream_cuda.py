@@ -220,7 +220,7 @@ class CudaMemory(Memory):
 
     def stamp(self, copies: bool) -> Any:
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record(self._copies if copies else torch.cuda.current_stream(self.device))
+        event.record(self._stream(copies))
         return event
 
     def seconds(self, begin: Any, end: Any) -> float:

@@ -100,7 +100,8 @@ class _Place:
     end: int
     queue: Hashable  # that decodes it
     decoded: Any  # mark
-    used: dict[Hashable, Any] = field(default_factory=dict)  # a mark behind the last use, on each queue: see _mark_uses
+    used: dict[Hashable, Any] = field(default_factory=dict)  # a mark behind the last use, on each queue
+    unmarked: bool = False  # used since, on the queue of the last uses: see _mark_uses
 
 
 @dataclass
@@ -133,7 +134,6 @@ class Schedule:
         self._where: dict[int, _Place] = {}  # of the weights that are good
         self._cursor = 0
         self._user: Hashable = None  # the queue of the last uses
-        self._unmarked: list[_Place] = []  # that were used there since a mark was made
         self._buffers = [_Buffer(), _Buffer()]
         self._turn = 0
         self._alone = alone
@@ -202,7 +202,7 @@ class Schedule:
         place = self._where.get(layer)
         if place is not None:
             self._queue()
-            self._unmarked.append(place)
+            place.unmarked = True
         if self._alone and not self._in_pass:
             self._join()
 
@@ -216,20 +216,19 @@ class Schedule:
 
     def _mark_uses(self) -> None:
         """Makes one mark behind all uses since the last: nobody but other queues waits for uses, and hardly ever."""
-        if self._unmarked:
+        places = [place for place in self._places if place.unmarked]
+        if places:
             mark = self._backend.record(False, self._user)
-            for place in self._unmarked:
-                place.used[self._user] = mark
-            self._unmarked.clear()
+            for place in places:
+                place.used[self._user], place.unmarked = mark, False
 
     # ---- passes that are alone ------------------------------------------------------
 
     def _forget(self) -> None:
         """Takes nothing for granted that is in ring and buffers, and leaves alone what the current queue does there."""
-        self._wait_for_places()
+        self._wait_for(self._places)
         mark = self._backend.record(False)
         self._where.clear()
-        self._unmarked.clear()  # they are before the mark
         self._places = [_Place(-1, 0, self.plan.ring_bytes, self._queue(), mark)]
         for buffer in self._buffers:
             buffer.batch = None
@@ -240,11 +239,12 @@ class Schedule:
         """Has the current queue wait for the others."""
         if any(self._streamed):
             self._backend.wait(False, self._backend.record(True))
-        self._wait_for_places()
+        self._wait_for(self._places)
 
-    def _wait_for_places(self) -> None:
+    def _wait_for(self, places: Sequence[_Place]) -> None:
+        """Has the current queue wait for what others did to places of the ring."""
         queue = self._queue()
-        for place in self._places:
+        for place in places:
             for other, mark in ((place.queue, place.decoded), *place.used.items()):
                 if other != queue:
                     self._backend.wait(False, mark)
@@ -383,9 +383,7 @@ class Schedule:
         for place in over:
             if self._where.get(place.layer) is place:
                 del self._where[place.layer]
-            for other, mark in ((place.queue, place.decoded), *place.used.items()):
-                if other != queue:
-                    self._backend.wait(False, mark)
+        self._wait_for(over)
         items = self.items(batch, first)
         try:
             self._backend.decode(number, items)
