@@ -38,8 +38,8 @@ class Shape:
     clear: float = 0.0
     """How much lm_head prefers the successor of a token, in multiples of the largest of all other logits. Random ones
     choose between near ties, where no draft agrees; trained models do not. In SIZES it is so much that int4 agrees with
-    bf16 on some 95% of tokens (in a small trained model: 99.6%): the more layers add to what the embedding says of a
-    token, the more it takes. `bench_offload.py --drafts int4` counts it."""
+    bf16 on some 95% of tokens: the more layers add to what the embedding says of a token, the more it takes.
+    `bench_offload.py --drafts int4` counts it."""
 
     @property
     def head(self) -> int:
