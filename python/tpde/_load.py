@@ -22,6 +22,7 @@ from tpde._sources import PathLike
 from tpde._status import ArgumentError, NotFoundError, UnsupportedError
 from tpde._stream_memory import AnyBase
 from tpde._stream_pack import Builder, Group, PackedLayer
+from tpde._upload import Upload
 
 
 class PackedModel:
@@ -83,10 +84,14 @@ class PackedModel:
         """Returns the index of a packed tensor."""
         return self._parts.index(self.made_of(name).layers[0])
 
-    def base(self, name: str) -> AnyBase:
-        """Returns the base of a packed tensor, in host memory."""
+    def base(self, name: str, upload: Upload | None = None) -> AnyBase:
+        """Returns the base of a packed tensor: on the device of an upload that has room for it, or in host memory."""
         row = self.made_of(name)
-        return None if row.quantised is None else self._parts.quantised(row)
+        if row.quantised is None:
+            return None
+        if upload is None or not upload.takes([part for _, part, _ in row.quantised.parts()]):
+            return self._parts.quantised(row)
+        return self._parts.quantised(row, lambda parts: upload.read(self._parts, parts))
 
     def blob(self, name: str) -> Reader:
         """Returns what reads the blob of a packed tensor."""
@@ -202,12 +207,14 @@ class Matched:
         return slot.row if slot else ""
 
 
-def fill(builder: Builder, matched: Matched, verify: bool) -> Callable[[], None]:
+def fill(builder: Builder, matched: Matched, verify: bool, room: int = 0) -> Callable[[], None]:
     """Reads everything that a module has in a compressed model: what can be streamed to the arena, the rest to the
     device. Returns what gives the module the rest, which is for after `builder.finish`.
 
     verify: compare the digests of bases and weights of what is streamed.
+    room: bytes of a CUDA device that bases may take before there is a plan. Those that fit are read straight to it.
     """
+    upload = Upload(builder.device, room) if room else None
     model = matched.model
     taken: set[int] = set()  # weights that no module keeps
     for group in builder.groups.values():
@@ -217,7 +224,7 @@ def fill(builder: Builder, matched: Matched, verify: bool) -> Callable[[], None]
             continue
         kept = bool(group.linears)
         if matched.is_streamed(group):
-            _add(builder, group.names[0], model, row, verify)
+            _add(builder, group.names[0], model, row, verify, upload)
             kept = False
         if group.embeddings and model.rows[row].dtype == group.weight.dtype:
             builder.add_embeddings(group, model.rows_of(row))
@@ -242,15 +249,15 @@ def fill(builder: Builder, matched: Matched, verify: bool) -> Callable[[], None]
     return place
 
 
-def _add(builder: Builder, name: str, model: PackedModel, row: str, verify: bool) -> None:
-    base, index = model.base(row), model.index(row)
+def _add(builder: Builder, name: str, model: PackedModel, row: str, verify: bool, upload: Upload | None) -> None:
+    base, index = model.base(row, upload), model.index(row)
     try:
         builder.add(PackedLayer(name, base, index, model.blob(row)), verify)
     except UnsupportedError:
         # The device does not decode what was best for this one, an unusual weight. It is packed again, in memory.
         if _tensors.read_index(index).codec != "zstd":
             raise
-        weight = model.read(row)
+        weight, base = model.read(row), None if base is None else base.to("cpu")
         try:
             packed = _tensors.encode(base, weight, codec="prefix")
         except UnsupportedError:

@@ -128,19 +128,22 @@ class Parts:
 
     def index(self, layer: PackedLayer) -> torch.Tensor:
         """Returns the index of a layer, 1-D uint8 in host memory."""
-        index = torch.empty(layer.index_bytes, dtype=torch.uint8, device="cpu")
-        self.read(layer.index, index)
-        return index
+        return self._to_host(Part(layer.index, layer.index_bytes))
 
-    def quantised(self, row: Row, room: Callable[[int], torch.Tensor] | None = None) -> QuantizedTensor:
-        """Returns the quantised base of a row, in host memory. room: gives so many bytes of uint8."""
+    def quantised(
+        self, row: Row, read: Callable[[Sequence[Part]], Sequence[torch.Tensor]] | None = None
+    ) -> QuantizedTensor:
+        """Returns the quantised base of a row. read: returns its parts, 1-D uint8 each; None: to host memory."""
         assert row.quantised is not None
-        tensors = {}
-        for name, part, dtype in row.quantised.parts():
-            octets = torch.empty(part.bytes, dtype=torch.uint8, device="cpu") if room is None else room(part.bytes)
-            self.read(part.number, octets)
-            tensors[name] = octets.view(dtype)
+        names, parts, dtypes = zip(*row.quantised.parts(), strict=True)
+        octets = map(self._to_host, parts) if read is None else read(parts)
+        tensors = {name: one.view(dtype) for name, one, dtype in zip(names, octets, dtypes, strict=True)}
         return row.quantised.tensor(tensors, row.shape, row.dtype)
+
+    def _to_host(self, part: Part) -> torch.Tensor:
+        room = torch.empty(part.bytes, dtype=torch.uint8, device="cpu")
+        self.read(part.number, room)
+        return room
 
 
 @contextmanager

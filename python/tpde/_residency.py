@@ -27,7 +27,6 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Any
 
 from tpde._status import ArgumentError, UnsupportedError
@@ -295,7 +294,7 @@ class _Problem:
                 others.append(i)
         costs = {i: self.cost(i, ring) for i in others}
         saved = {i: self.layers[i].residual_bytes * self.layers[i].calls for i in others}
-        order = sorted(others, key=lambda i: (-Fraction(saved[i], costs[i]) if costs[i] else 0, -costs[i], i))
+        order = sorted(others, key=lambda i: (-saved[i] / costs[i] if costs[i] else 0, -costs[i], i))
         buffers = _thinned((self.residuals[i] for i in others), rooms[1] if rooms[0] == ring else 0)
         results = []
         for buffer in buffers:
@@ -319,7 +318,7 @@ class _Problem:
             if extra[i] == 0:
                 whole.add(i)
         worth = {i: self.layers[i].weight_bytes * self.layers[i].calls for i in extra}
-        for i in sorted(extra.keys() - whole, key=lambda i: (-Fraction(worth[i], extra[i]), -extra[i], i)):
+        for i in sorted(extra.keys() - whole, key=lambda i: (-worth[i] / extra[i], -extra[i], i)):
             if extra[i] <= left:
                 whole.add(i)
                 left -= extra[i]

@@ -73,11 +73,10 @@ class Memory:
     def add(
         self, name: str, block: str, base: AnyBase, index_map: torch.Tensor, data_blob: torch.Tensor | Reader
     ) -> Layer:
-        """Copies a packed weight to the arena, or reads it there. base is kept, not copied.
+        """Copies a packed weight to the arena, or reads it there. base and index_map are kept, not copied.
 
         Raises ArgumentError for a base that does not fit, UnsupportedError for what the device cannot decode.
         """
-        index_map = index_map.cpu().clone()  # it may be a view of a large file
         info = _tensors.read_index(index_map)
         if data_blob.nbytes != info.blob_bytes:
             raise ArgumentError(f"{name}: expected a blob of {info.blob_bytes} bytes, got {data_blob.nbytes}")
@@ -367,15 +366,22 @@ def base_parts(base: AnyBase) -> list[torch.Tensor]:
 
 def in_one_piece(base: QuantizedTensor, device: torch.device) -> QuantizedTensor:
     """Returns a base on another device, its parts in one allocation, each aligned."""
-    parts = {name: getattr(base, name) for name in ("packed", "scale", "zero", "code")}
-    there = {name: part for name, part in parts.items() if part is not None}
-    room = torch.empty(sum(aligned(part.nbytes) for part in there.values()), dtype=torch.uint8, device=device)
-    at = 0
-    for name, part in there.items():
-        parts[name] = room[at : at + part.nbytes].view(part.dtype)
-        parts[name].copy_(part)
-        at += aligned(part.nbytes)
-    return replace(base, **parts)
+    named = {name: getattr(base, name) for name in ("packed", "scale", "zero", "code")}
+    parts = {name: part for name, part in named.items() if part is not None}
+    rooms = rooms_in_one_piece([part.nbytes for part in parts.values()], device)
+    moved: dict[str, Any] = {
+        name: room.view(part.dtype).copy_(part) for (name, part), room in zip(parts.items(), rooms, strict=True)
+    }
+    return replace(base, **moved)
+
+
+def rooms_in_one_piece(sizes: Sequence[int], device: torch.device) -> list[torch.Tensor]:
+    """Returns so many bytes each, uint8, in one allocation, each aligned."""
+    starts = [0]
+    for size in sizes:
+        starts.append(starts[-1] + aligned(size))
+    everything = torch.empty(starts[-1], dtype=torch.uint8, device=device)
+    return [everything[start : start + size] for start, size in zip(starts, sizes, strict=False)]
 
 
 def _is_on(base: AnyBase, device: torch.device) -> bool:

@@ -31,7 +31,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from tpde import _budget, _forecast, _hf, _load, _options, _stream_pack, _tensors, quant
+from tpde import _budget, _forecast, _hf, _load, _memory, _options, _stream_pack, _tensors, quant
 from tpde._residency import BudgetError, Plan, Rates, aligned, amount, no_plan, smallest_budget
 from tpde._sources import PathLike
 from tpde._status import ArgumentError, HandleError, UnsupportedError
@@ -215,7 +215,8 @@ def load_into(
             return _loaded(builder, _load.Matched(module, model), bool(verify), vram, reserve, pin, rates)
     builder = Builder(module, _device(device), embeddings)
     for layer in layers:
-        builder.add(PackedLayer(*layer), verify is not False)
+        given = PackedLayer(*layer)  # its index may be a view of a large file, and is kept
+        builder.add(given._replace(index_map=_memory.host(given.index_map, "index_map").clone()), verify is not False)
     for group in builder.groups.values():
         builder.add_embeddings(group)
     return _started(module, builder.finish(pin), vram, reserve, rates)
@@ -260,7 +261,13 @@ def _loaded(
     builder: Builder, matched: _load.Matched, verify: bool, vram: int | str | None, reserve: int | str | None,
     pin: bool | None, rates: Rates | None,
 ) -> Runtime:  # fmt: skip
-    place = _load.fill(builder, matched, verify)
+    room = 0
+    if builder.device.type == "cuda" and not verify:
+        room = torch.cuda.mem_get_info(builder.device)[0] // 2
+        if vram is not None:  # bases fit in any budget for which there is a plan
+            budget = _options.size_in_bytes("vram", vram)
+            room = min(room, budget - _budget.reserved(budget, _budget.kept(reserve)))
+    place = _load.fill(builder, matched, verify, max(room, 0))
     engine = builder.finish(pin)
     place()
     return _started(builder.module, engine, vram, reserve, rates)
