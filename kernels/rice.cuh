@@ -159,10 +159,10 @@ TPDE_FN void decode_events(Shared<Word>& s, const Block<Word>& b, const Tables& 
 // Returns false for one that no encoder writes.
 template <typename Word, typename Strings>
 TPDE_FN bool read_events(Shared<Word>& s, const Tables& tables, const Strings& strings, u32 words, Way& way) {
-  EACH_THREAD(t, kThreads) {
-    if (t == 0) {
-      if (!read_head(s.classes, strings, words, sizeof(Word), s.head)) raise(&s.bad);
-      s.deltas = s.head.gap_events;
+  EACH_WARP(w, kWarps) {
+    if (w == 0) {
+      read_head(s, strings, words);
+      if (is_leader()) s.deltas = s.head.gap_events;
     }
   }
   if (failed(s)) return false;
@@ -193,7 +193,7 @@ TPDE_FN bool decode_chunk(Shared<Word>& s, const Block<Word>& b, const Tables& t
   EACH_THREAD(t, kThreads) {
     // All is loaded before any of it is waited for.
     const u32 step_at = tables.step_at, code_at = tables.code_at, zero_class = tables.zero_class, entries = tables.entries;
-    const bool has_key = t < min_u32(tables.keys, kNearKeys), has_class = t < kClasses;
+    const bool has_key = t < min_u32(tables.keys, kNearKeys), has_class = t < kClasses, has_code = t < kMaxCodes;
     load_tile(b, 0, t, ahead[t]);
     u32 word[kAtOnce];
 #pragma unroll
@@ -201,6 +201,7 @@ TPDE_FN bool decode_chunk(Shared<Word>& s, const Block<Word>& b, const Tables& t
     const u32 step = has_key ? tables.at<u32>(step_at)[t] : 0;
     const u8 code = has_key ? tables.at<u8>(code_at)[t] : 0;
     const ClassInfo info = has_class ? tables.classes[t] : ClassInfo{0, 0, 0, 0};
+    const u32 slot = has_code ? slot_of(tables.codes[t]) : 0;
     if (near) {
       u32* strings = reinterpret_cast<u32*>(s.tile);  // until there is a tile
       const u32 behind = data_words + NearStrings::kBehind;
@@ -212,6 +213,7 @@ TPDE_FN bool decode_chunk(Shared<Word>& s, const Block<Word>& b, const Tables& t
       for (u32 i = t + kAtOnce * kThreads; i < behind; i += kThreads) strings[i] = i < data_words ? byte_swap(data[i]) : 0;
     }
     if (has_key) s.step[t] = step, s.code[t] = code;
+    if (has_code) s.slot[t] = slot;
     if (has_class) {
       s.classes[t] = info;
       s.progress[t] = Progress{0, 0, 0, 0};

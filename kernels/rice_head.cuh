@@ -26,41 +26,64 @@ TPDE_FN bool read_gamma(Reader<Strings>& bits, u32 order, u64& v) {
   return true;
 }
 
-// Reads the number of events of a class, at most `limit`.
+// Bits [at, at + n); n is 1 to 53.
 template <typename Strings>
-TPDE_FN bool read_count(Reader<Strings>& bits, const ClassInfo& c, u32 limit, u32& n) {
-  u64 z;
-  if (!read_gamma(bits, c.order, z)) return false;
-  const u64 v = (u64)c.mean + ((z >> 1) ^ (0 - (z & 1)));  // huge if negative
-  n = (u32)v;
-  return v <= limit;
+TPDE_FN u64 long_bits(const Strings& strings, u32 at, u32 n) {
+  return ((u64)strings.window(at) << 32 | strings.window(at + 32)) >> (64 - n);
+}
+
+// Reads the number of events of each class, each at most `words`; false if a code
+// is too long. A warp does it: where a code ends is all that the next one waits
+// for, so that is found first, by all lanes; then each lane reads one.
+template <typename Word, typename Strings>
+TPDE_FN bool read_counts(Shared<Word>& s, Reader<Strings>& bits, u32 words) {
+  Private<u32, 32> at, zeros;
+  bool good = true;
+#pragma unroll 1
+  for (u32 c = 0; c < kClasses; c++) {
+    const u32 found = leading_zeros(bits.peek()), most = min_u32(found, kMaxZeros);
+    EACH_LANE(l) {
+      if (l == c) at[l] = bits.position + most, zeros[l] = most;
+    }
+    if (s.classes[c].kind == kAbsent) continue;
+    good = good && found <= kMaxZeros;
+    bits.skip(2 * most + 1 + s.classes[c].order);
+  }
+  EACH_LANE(l) {
+    if (l < kClasses) {
+      const ClassInfo info = s.classes[l];
+      u32 n = 0;
+      if (info.kind != kAbsent) {
+        const u64 z = long_bits(bits.strings, at[l], zeros[l] + 1 + info.order) - ((u64)1 << info.order);
+        const u64 v = (u64)info.mean + ((z >> 1) ^ (0 - (z & 1)));  // huge if negative
+        if (v <= words) n = (u32)v; else raise(&s.bad);
+      }
+      s.head.events[l] = n;
+    }
+  }
+  sync_warp();
+  return good;
 }
 
 TPDE_FN u32 position_bytes(u32 words) { return words <= kShortWords ? 2 : 4; }
 
-// Reads the head of a chunk, whose data the strings are, and finds where its
-// sections start. Returns false for one that no encoder writes; then nothing
-// else of `h` is used.
+// Finds where the sections of a chunk start, whose data the strings are, from the
+// events of each class and what is behind their counts. Returns false for a head
+// that no encoder writes; then nothing else of it is used.
 template <typename Strings>
-TPDE_FN bool read_head(const ClassInfo* classes, const Strings& strings, u32 words, u32 word_bytes, Head& h) {
-  const u32 data_words = strings.words;
-  if (data_words == 0) return false;
-  Reader<Strings> bits = {strings, 0};
-  // One thread does it and all others wait, so that what it needs next is in its
-  // registers.
-  u32 left = words, gap_events = 0, values = 0;
-#pragma unroll 1
+TPDE_FN bool find_sections(const ClassInfo* classes, Reader<Strings> bits, u32 words, u32 word_bytes, Head& h) {
+  const u32 data_words = bits.strings.words;
+  u32 sum = 0, gap_events = 0, values = 0;
+#pragma unroll
   for (u32 c = 0; c < kClasses; c++) {
-    const ClassInfo info = classes[c];
-    u32 n = 0;
-    if (info.kind != kAbsent && !read_count(bits, info, left, n)) return false;
-    left -= n;
-    h.events[c] = n;
+    const u32 n = h.events[c];
+    sum += n;
     h.start[c] = gap_events;
     h.values_at[c] = values;
     if (c != kDense) gap_events += n;
-    if (info.kind == kValued) values += n;
+    if (classes[c].kind == kValued) values += n;
   }
+  if (sum > words) return false;
   h.gap_events = gap_events;
   h.values = values;
   h.exceptions = 0;
@@ -110,6 +133,15 @@ TPDE_FN bool read_head(const ClassInfo* classes, const Strings& strings, u32 wor
   }
   h.low_at[kDense] = h.sign_at[kDense] = h.quotients = at;
   return at <= h.bits;
+}
+
+// Reads the head of a chunk, or raises its flag. A warp does it, and all others
+// wait.
+template <typename Word, typename Strings>
+TPDE_FN void read_head(Shared<Word>& s, const Strings& strings, u32 words) {
+  Reader<Strings> bits = {strings, 0};
+  const bool good = strings.words > 0 && read_counts(s, bits, words);
+  if (is_leader() && !(good && find_sections(s.classes, bits, words, sizeof(Word), s.head))) raise(&s.bad);
 }
 
 // The position of exception i.

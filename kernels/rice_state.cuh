@@ -39,9 +39,6 @@ struct alignas(8) Counts {
   u32 even, odd;
 };
 
-// Where the byte of a class is.
-TPDE_FN u32 byte_of(u32 c) { return c % 2 * 4 + c / 2; }
-
 TPDE_FN Counts operator+(Counts a, Counts b) { return Counts{a.even + b.even, a.odd + b.odd}; }
 
 enum Kind : u32 { kUnit = 0, kValued = 1, kAbsent = 2 };
@@ -59,7 +56,7 @@ struct CodeInfo {
 };
 
 // Parameters of a tensor, expanded on the host from the codec tables, in global
-// memory. Behind them, at multiples of 8 bytes:
+// memory. Behind them, at multiples of 16 bytes:
 //
 //   u32 step[keys]      1 in the half byte of the key's class
 //   u8 code[keys]       interval code of the key's context
@@ -97,6 +94,7 @@ struct Shape {
   static const u32 kSegmentGroups = kSegmentWords / kPer;
   static const u32 kSegmentThreads = kSegmentGroups / kStretch;       // at most 32
   static const u32 kSegments = kTileWords / kSegmentWords;
+  static const u32 kSegmentStride = kSegmentGroups + 4;               // words of 4 bytes that a count of each takes
   static_assert(kTileWords <= kMaxList && kPageWords % kTileWords == 0, "the list has a tile; a tile is in one page");
   static_assert(kSegmentThreads <= 32, "a warp sums up a segment");
 };
@@ -194,9 +192,13 @@ union Notes {
 template <typename Word>
 struct Shared {
   alignas(16) Group tile[Shape<Word>::kGroups];  // base words, swizzled; at last Word values[kTileWords]
-  Counts before[Shape<Word>::kGroups];  // words of each class in the segment before the group
+  // Words of each class in the segment before the group: those of the even classes
+  // of all groups, then those of the odd ones. Events that search side by side are
+  // in different segments; what is between those puts them into different banks.
+  alignas(16) u32 before[2][Shape<Word>::kSegments * Shape<Word>::kSegmentStride];
   alignas(sizeof(u32) * kNearKeys) u32 step[kNearKeys];
   u8 code[kNearKeys];                   // of each key, if all of them fit
+  u32 slot[kMaxCodes];                  // of each code, as Room has it of each value
   // Of the events of gap classes the low 16 bits of their ranks, and in chunks that
   // are walked, then of their positions. In others the positions of all values
   // follow, and a byte for the code of each.

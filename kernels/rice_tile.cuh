@@ -174,20 +174,35 @@ TPDE_FN void scan_segments(Private<Counts, kThreads>& v, u32 width) {
 // bytes of both words of Counts.
 TPDE_FN u32 total_index(u32 c) { return c % 2 * 4 + c / 2 % 2 * 2 + c / 4; }
 
+// Stores words in shared memory: four of them aligned to 16 bytes.
+template <u32 n>
+TPDE_FN void store_row(u32* p, const u32 (&w)[n]) {
+#pragma unroll
+  for (u32 j = 0; j < n; j++) p[j] = w[j];
+}
+TPDE_FN void store_row(u32* p, const u32 (&w)[4]) { store_shared(p, Group{{w[0], w[1], w[2], w[3]}}); }
+
 // Stores the counts of thread t; `before` is what the threads of its segment
 // before it count.
 template <typename Word>
 TPDE_FN void store_counts(Shared<Word>& s, u32 t, const Stretch<Word>& sum, Counts before) {
-  const u32 bytes = 0x00ff00ff;
+  const u32 bytes = 0x00ff00ff, segment = t / Shape<Word>::kSegmentThreads;
+  const u32 at = t * Shape<Word>::kStretch + segment * (Shape<Word>::kSegmentStride - Shape<Word>::kSegmentGroups);
+  u32 even[Shape<Word>::kStretch], odd[Shape<Word>::kStretch];
 #pragma unroll
-  for (u32 j = 0; j < Shape<Word>::kStretch; j++) s.before[t * Shape<Word>::kStretch + j] = before + sum.g[j];
+  for (u32 j = 0; j < Shape<Word>::kStretch; j++) {
+    even[j] = before.even + sum.g[j].even;
+    odd[j] = before.odd + sum.g[j].odd;
+  }
+  store_row(s.before[0] + at, even);
+  store_row(s.before[1] + at, odd);
   if (t % Shape<Word>::kSegmentThreads != Shape<Word>::kSegmentThreads - 1) return;
   Group all;
   all.w[0] = (before.even & bytes) + (sum.all.even & bytes);
   all.w[1] = (before.even >> 8 & bytes) + (sum.all.even >> 8 & bytes);
   all.w[2] = (before.odd & bytes) + (sum.all.odd & bytes);
   all.w[3] = (before.odd >> 8 & bytes) + (sum.all.odd >> 8 & bytes);
-  store_shared(s.total[t / Shape<Word>::kSegmentThreads], all);
+  store_shared(s.total[segment], all);
 }
 
 // Counts the words of a tile. It holds no barriers; each warp has staged its part
@@ -285,21 +300,23 @@ struct Place {
 template <typename Word, bool InShared>
 TPDE_FN Place<Word> locate(const Shared<Word>& s, const Steps<Word, InShared>& steps, u32 c, u32 n) {
   typedef Shape<Word> Sh;
-  const Near segments = Near::of(s.segment[c]), counts = Near::of(s.before).plus(byte_of(c));
-  const u32 half = sizeof(u16), each = sizeof(Counts);
+  const Near segments = Near::of(s.segment[c]), counts = Near::of(s.before[c % 2]).plus(c / 2);
+  const u32 half = sizeof(u16), each = sizeof(u32);
   Near segment = segments;
 #pragma unroll
   for (u32 d = Sh::kSegments / 2; d > 0; d /= 2) {
     segment.step_if(d * half, segment.plus(d * half).half(), n);
   }
   n -= segment.half();
-  Near before = counts.plus(segment.minus(segments) * (Sh::kSegmentGroups * each / half));
+  const u32 segment_number = segment.minus(segments) / half;
+  const Near own = counts.plus(segment_number * (Sh::kSegmentStride * each));
+  Near before = own;
 #pragma unroll
   for (u32 d = Sh::kSegmentGroups / 2; d > 0; d /= 2) {
     before.step_if(d * each, before.plus(d * each).byte(), n);
   }
   n -= before.byte();
-  const u32 group = before.minus(counts) / each;
+  const u32 group = segment_number * Sh::kSegmentGroups + before.minus(own) / each;
   const Group* slot = s.tile + swizzle<Word>(group);
   const Group g = load_whole(slot);
   const u32 bit = 1u << 4 * c;

@@ -84,12 +84,10 @@ TPDE_FN u8* codes_of(Shared<Word>& s) {
 }
 
 // What the tile and its counts leave when all of them are done. First a word for
-// each value, whose low half the value replaces: bits that its entry is found by,
-// and from bit 16 the bytes from the first entry of all to that of its code. Then
-// what lanes need.
+// each value, whose low half the value replaces: its slot. Then what lanes need.
 struct Room {
   u32 strings;  // word: those behind the quotients follow, in the byte order of numbers, and a zero
-  u32 entries;  // word
+  u32 entries;  // word, a multiple of 4
   u32 first;    // word of the data that the strings start with
   u32 last;     // number of the zero
   bool fits;
@@ -100,10 +98,14 @@ struct Room {
     first = s.head.quotient_at[kDense] / 32;
     last = s.head.bits / 32 - first;
     strings = s.head.values;
-    entries = strings + last + 1;
-    fits = sizeof(Word) <= 2 && last < words && s.entries < words && entries + s.entries <= words;
+    entries = (strings + last + 1 + 3) & ~3u;
+    fits = sizeof(Word) <= 2 && last < words && s.entries < words && entries + ((s.entries + 3) & ~3u) <= words;
   }
 };
+
+// What a lane is told of a value's code: bits that its entry is found by, and
+// from bit 16 the bytes from the first entry of all to that of the code.
+TPDE_FN u32 slot_of(const CodeInfo& code) { return code.lookup << 18 | code.peek; }
 
 template <typename Word>
 TPDE_FN u32* room_of(Shared<Word>& s) {
@@ -116,16 +118,45 @@ TPDE_FN Word* values_of(Shared<Word>& s) {
   return reinterpret_cast<Word*>(s.tile);
 }
 
-// Thread t's share in filling the room.
+// Thread t's share in filling the room. All is loaded before any of it is waited
+// for, unless it is much.
 template <typename Word>
 TPDE_FN void fill_room(Shared<Word>& s, const Room& room, const Tables& tables, const u32* data, u32 t) {
-  u32* to = room_of(s);
-  const u32* entries = tables.at<u32>(tables.entry_at);
-  for (u32 i = t; i < s.entries; i += kThreads) to[room.entries + i] = entries[i];
-  for (u32 i = t; i <= room.last; i += kThreads) to[room.strings + i] = i < room.last ? byte_swap(data[room.first + i]) : 0;
-  for (u32 n = t; n < s.head.values; n += kThreads) {
-    const CodeInfo& code = tables.codes[codes_of(s)[n]];
-    to[n] = code.lookup << 18 | code.peek;
+  const u32 kEntries = 4, kStrings = 2;  // groups, and words
+  u32* const to = room_of(s);
+  const u32* entries = tables.at<u32>(tables.entry_at);  // there are zeros behind the last
+  const u32 count = s.entries, values = s.head.values;
+  Group entry[kEntries];
+  u32 word[kStrings];
+#pragma unroll
+  for (u32 j = 0; j < kEntries; j++) {
+    const u32 i = 4 * (t + j * kThreads);
+    if (i < count) entry[j] = load_whole(entries + i);
+  }
+#pragma unroll
+  for (u32 j = 0; j < kStrings; j++) {
+    const u32 i = t + j * kThreads;
+    word[j] = i < room.last ? data[room.first + i] : 0;
+  }
+  const u8* codes = codes_of(s);
+  for (u32 n = t; n < values; n += kThreads) to[n] = s.slot[codes[n]];
+#pragma unroll
+  for (u32 j = 0; j < kEntries; j++) {
+    const u32 i = 4 * (t + j * kThreads);
+    if (i < count) store_shared(to + room.entries + i, entry[j]);
+  }
+#pragma unroll
+  for (u32 j = 0; j < kStrings; j++) {
+    const u32 i = t + j * kThreads;
+    if (i <= room.last) to[room.strings + i] = byte_swap(word[j]);
+  }
+#pragma unroll 1
+  for (u32 i = 4 * (t + kEntries * kThreads); i < count; i += 4 * kThreads) {
+    store_shared(to + room.entries + i, load_whole(entries + i));
+  }
+#pragma unroll 1
+  for (u32 i = t + kStrings * kThreads; i <= room.last; i += kThreads) {
+    to[room.strings + i] = i < room.last ? byte_swap(data[room.first + i]) : 0;
   }
 }
 
@@ -248,7 +279,7 @@ template <typename Word>
 TPDE_FN void decode_values(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data) {
   const Room room(s);
   EACH_THREAD(t, kThreads) {
-    if (t == 0) sum_lanes(s);
+    if (t == kThreads - 1) sum_lanes(s);  // whose warp has fewer values than others
     if (room.fits) fill_room(s, room, tables, data, t);
   }
   barrier();

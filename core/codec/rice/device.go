@@ -19,7 +19,7 @@ const (
 
 // DeviceTables validates the codec tables of a tensor and expands them to
 // struct Tables of kernels/rice_state.cuh and the arrays behind it:
-// little-endian, each at a multiple of 8 bytes.
+// little-endian, each at a multiple of 16 bytes.
 func DeviceTables(dt dtype.Type, data []byte) ([]byte, error) {
 	t, err := parseTables(dt, data)
 	if err != nil {
@@ -69,7 +69,7 @@ func DeviceTables(dt dtype.Type, data []byte) ([]byte, error) {
 	at := DeviceHeadBytes
 	for i, p := range parts {
 		out = le.AppendUint32(out, uint32(at))
-		parts[i] = append(p, make([]byte, -len(p)&7)...)
+		parts[i] = append(p, make([]byte, -len(p)&15)...)
 		at += len(parts[i])
 	}
 	for c := range classes {

@@ -39,7 +39,7 @@ func TestDeviceTables(t *testing.T) {
 	const steps = DeviceHeadBytes
 	const codes = steps + 4*2048
 	const symbols = codes + 2048
-	const entries = symbols + 8*3
+	const entries = symbols + 8*3 + 8 // at a multiple of 16 bytes
 	words("head", 0, 20, 2048, dense, 3, steps, codes, symbols, entries)
 	words("classes", 32, 9, kindUnit, 3, 70, 2, kindValued, 1, 5, 0, kindAbsent)
 	words("dense class", 32+16*dense, 0, kindValued, 6, 1000)
