@@ -12,6 +12,7 @@ from gpu_support import NEEDS_GPU
 from support import assert_same_bits
 from test_load import IDS, LLAMA, MODELS, bitsandbytes, packed, without_data
 from tiny_models import Llama, made, tokens
+from tpde import _load, _upload
 from tpde._forecast import forecast
 from tpde._residency import Residency, smallest_budget
 
@@ -46,6 +47,22 @@ def test_logits(tmp_path, name, base):
                     assert_same_bits(other(ids).cpu(), logits.cpu())
     runtime.synchronize()
     assert "page-locked" in runtime.report()
+
+
+def test_bases_are_read_to_the_device_while_there_is_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(_upload, "_WINDOW_BYTES", 4096)
+    out = packed(made(Llama, hidden=128), tmp_path, "int3")
+    with _load.opened(out) as model:
+        names = [name for name, row in model.rows.items() if row.quantised is not None]
+        taken = [sum(part.nbytes for part in model.base(name).parts()) for name in names]
+        upload = _upload.Upload(torch.device("cuda", 0), sum(taken[:3]))
+        assert max(taken[:3]) > 3 * 4096
+        for i, name in enumerate(names):
+            base = model.base(name, upload)
+            assert base.device.type == ("cuda" if i < 3 else "cpu")
+            for got, want in zip(base.parts(), model.base(name).parts(), strict=True):
+                assert_same_bits(got.cpu(), want)
+        assert upload.room == 0
 
 
 def test_a_base_of_bitsandbytes(tmp_path):
