@@ -99,7 +99,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[CPU]:
     monkeypatch.setattr(_cuda, "_reports", [])
     monkeypatch.setattr(_cuda_base, "_descriptors", {})
     monkeypatch.setattr(_gpu_unpack, "Streams", Streams)
-    monkeypatch.setattr(_gpu_unpack, "pinned", lambda n: torch.full((n,), 0xDD, dtype=torch.uint8))
+    monkeypatch.setattr(_memory, "pinned", lambda n: torch.full((n,), 0xDD, dtype=torch.uint8))
     monkeypatch.setattr(_cuda, "_sweep_at", 8)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: fake.capturing)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: stream)

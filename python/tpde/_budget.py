@@ -25,12 +25,17 @@ def reserved(budget: int, reserve: int | None) -> int:
     return min(_RESERVE, budget // 8) if reserve is None else reserve
 
 
+def left(budget: int, reserve: int | None) -> int:
+    """Returns what of a budget is not reserved."""
+    return budget - reserved(budget, reserve)
+
+
 def with_reserve(needed: int, reserve: int | None) -> int:
     """Returns the smallest budget of which so many bytes are not reserved."""
     if reserve is not None:
         return needed + reserve
     budget = max(needed * 8 // 7 - 8, 0)
-    while budget - reserved(budget, None) < needed:
+    while left(budget, None) < needed:
         budget = budget + 1 if budget // 8 < _RESERVE else needed + _RESERVE
     return budget
 

@@ -151,7 +151,7 @@ def forecast(
 def plan_for(sizes: Sizes, budget: int, reserve: int | None) -> Plan:
     """Returns the plan for a budget. Raises BudgetError, with the reserve in it."""
     try:
-        return make_plan(sizes.layers, budget - _budget.reserved(budget, reserve), sizes.fixed_bytes)
+        return make_plan(sizes.layers, _budget.left(budget, reserve), sizes.fixed_bytes)
     except BudgetError as error:
         raise _budget.in_total(error, budget, reserve) from None
 
@@ -167,7 +167,7 @@ def require_fits(
 ) -> None:
     """Raises BudgetError for a budget that is too small for a model, before anything of it is read."""
     budget, kept = _options.size_in_bytes("vram", vram), _budget.kept(reserve)
-    left = budget - _budget.reserved(budget, kept)
+    left = _budget.left(budget, kept)
     rough = sizes_of(model, (matched, module), embeddings, cuda, exact=False)
     if left < smallest_budget(rough.layers, rough.fixed_bytes):
         sizes = sizes_of(model, (matched, module), embeddings, cuda)

@@ -88,11 +88,6 @@ class Streams:
         self._compute.synchronize()
 
 
-def pinned(n: int) -> torch.Tensor:
-    """Returns n bytes of page-locked host memory."""
-    return torch.empty(n, dtype=torch.uint8, device="cpu", pin_memory=True)
-
-
 class Device:
     """Carries out a schedule for some rows: the `Backend` of `_gpu_schedule`. All tensors are `tensors` at the end."""
 
@@ -115,12 +110,12 @@ class Device:
         self._place()
         self.tensors = [torch.empty(row.shape, dtype=row.dtype, device=device) for row in rows]
         self._octets = [_memory.octets(tensor) for tensor in self.tensors]
-        self._windows = pinned(2 * self.window_bytes).view(2, self.window_bytes)
+        self._windows = _memory.pinned(2 * self.window_bytes).view(2, self.window_bytes)
         self._buffers = torch.empty(2, self.buffer_bytes, dtype=torch.uint8, device=device)
         self._images = self._upload_images()
         # Where quantised bases are is known once their parts are on the way.
         based = sum(row.quantised is not None for row in rows)
-        self._host_descriptors = pinned(based * _DESCRIPTOR).view(based, _DESCRIPTOR)
+        self._host_descriptors = _memory.pinned(based * _DESCRIPTOR).view(based, _DESCRIPTOR)
         self._descriptors = torch.empty(based, _DESCRIPTOR, dtype=torch.uint8, device=device)
         self._described = 0
         # For each layer its chunks as verification found them, then as the rebuild did.
@@ -167,7 +162,7 @@ class Device:
             yield from layers
 
     def _upload_images(self) -> torch.Tensor:
-        images = pinned(self._image_bytes)
+        images = _memory.pinned(self._image_bytes)
         for prepared in self._all_prepared():
             room = images[prepared.image_at :][: prepared.image_bytes]
             _core.gpu_core().prepared_image(*_memory.pointer(room), prepared.handle)

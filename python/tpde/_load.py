@@ -207,14 +207,14 @@ class Matched:
         return slot.row if slot else ""
 
 
-def fill(builder: Builder, matched: Matched, verify: bool, room: int = 0) -> Callable[[], None]:
+def fill(builder: Builder, matched: Matched, verify: bool, room: int) -> Callable[[], None]:
     """Reads everything that a module has in a compressed model: what can be streamed to the arena, the rest to the
     device. Returns what gives the module the rest, which is for after `builder.finish`.
 
     verify: compare the digests of bases and weights of what is streamed.
     room: bytes of a CUDA device that bases may take before there is a plan. Those that fit are read straight to it.
     """
-    upload = Upload(builder.device, room) if room else None
+    upload = Upload(builder.device, room) if room > 0 else None
     model = matched.model
     taken: set[int] = set()  # weights that no module keeps
     for group in builder.groups.values():

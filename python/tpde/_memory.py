@@ -77,6 +77,11 @@ def octets(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.reshape(-1).view(torch.uint8)
 
 
+def pinned(n: int) -> torch.Tensor:
+    """Returns n bytes of page-locked host memory, uint8."""
+    return torch.empty(n, dtype=torch.uint8, device="cpu", pin_memory=True)
+
+
 # torch says 0 for the address of an empty tensor, but to the core NULL means "no tensor".
 _NOWHERE = torch.empty(1, dtype=torch.float64, device="cpu")
 

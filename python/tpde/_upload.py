@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
+from tpde import _memory
 from tpde._parts import Part, Parts
 from tpde._stream_memory import rooms_in_one_piece
 
@@ -49,7 +50,7 @@ class Upload:
 
     def _window(self) -> tuple[torch.Tensor, torch.cuda.Event]:
         if not self._windows:
-            pinned = torch.empty(2, _WINDOW_BYTES, dtype=torch.uint8, device="cpu", pin_memory=True)
-            self._windows = [(window, torch.cuda.Event()) for window in pinned]  # type: ignore[no-untyped-call]
+            windows = _memory.pinned(2 * _WINDOW_BYTES).view(2, _WINDOW_BYTES)
+            self._windows = [(window, torch.cuda.Event()) for window in windows]  # type: ignore[no-untyped-call]
         self._next ^= 1
         return self._windows[self._next]

@@ -92,7 +92,7 @@ class Runtime:
         engine.memory.survey()
         fixed = _stream_pack.fixed_bytes(module, engine.memory)
         budget = _everything(engine, fixed, kept) if vram is None else _options.size_in_bytes("vram", vram)
-        left = budget - _budget.reserved(budget, kept)
+        left = _budget.left(budget, kept)
         try:
             plan = engine.apply(left, fixed, self._rates)
         except BudgetError as error:
@@ -265,9 +265,8 @@ def _loaded(
     if builder.device.type == "cuda" and not verify:
         room = torch.cuda.mem_get_info(builder.device)[0] // 2
         if vram is not None:  # bases fit in any budget for which there is a plan
-            budget = _options.size_in_bytes("vram", vram)
-            room = min(room, budget - _budget.reserved(budget, _budget.kept(reserve)))
-    place = _load.fill(builder, matched, verify, max(room, 0))
+            room = min(room, _budget.left(_options.size_in_bytes("vram", vram), _budget.kept(reserve)))
+    place = _load.fill(builder, matched, verify, room)
     engine = builder.finish(pin)
     place()
     return _started(builder.module, engine, vram, reserve, rates)
@@ -392,7 +391,7 @@ def _require_bases_fit(
     weights = sum(aligned(group.weight.nbytes) for group in builder.groups.values())
     fixed = _stream_pack.fixed_bytes(module) - weights
     least = smallest_budget(_stream_pack.least_sizes(builder.groups, bits), fixed)
-    if budget - _budget.reserved(budget, kept) < least:
+    if _budget.left(budget, kept) < least:
         raise _budget.in_total(BudgetError(budget, least), budget, kept, " (nothing was packed yet; it may take more)")
 
 
