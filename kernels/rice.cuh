@@ -188,30 +188,20 @@ template <typename Word>
 TPDE_FN bool decode_chunk(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data, u32 data_words,
                           u32 deltas) {
   Private<Ahead<Word>, kThreads> ahead = {};
-  const u32 kAtOnce = 2;
   const bool near = data_words <= sizeof(s.tile) / 4 - NearStrings::kBehind;
   EACH_THREAD(t, kThreads) {
     // All is loaded before any of it is waited for.
     const u32 step_at = tables.step_at, code_at = tables.code_at, zero_class = tables.zero_class, entries = tables.entries;
     const bool has_key = t < min_u32(tables.keys, kNearKeys), has_class = t < kClasses, has_code = t < kMaxCodes;
     load_tile(b, 0, t, ahead[t]);
-    u32 word[kAtOnce];
-#pragma unroll
-    for (u32 j = 0; j < kAtOnce; j++) word[j] = t + j * kThreads < data_words ? data[t + j * kThreads] : 0;
+    StringsAhead strings;
+    strings.load(data, data_words, t);
     const u32 step = has_key ? tables.at<u32>(step_at)[t] : 0;
     const u8 code = has_key ? tables.at<u8>(code_at)[t] : 0;
     const ClassInfo info = has_class ? tables.classes[t] : ClassInfo{0, 0, 0, 0};
     const u32 slot = has_code ? slot_of(tables.codes[t]) : 0;
-    if (near) {
-      u32* strings = reinterpret_cast<u32*>(s.tile);  // until there is a tile
-      const u32 behind = data_words + NearStrings::kBehind;
-#pragma unroll
-      for (u32 j = 0; j < kAtOnce; j++) {
-        if (t + j * kThreads < behind) strings[t + j * kThreads] = byte_swap(word[j]);
-      }
-#pragma unroll 1
-      for (u32 i = t + kAtOnce * kThreads; i < behind; i += kThreads) strings[i] = i < data_words ? byte_swap(data[i]) : 0;
-    }
+    // They are where the tile will be.
+    if (near) strings.store(reinterpret_cast<u32*>(s.tile), data_words + NearStrings::kBehind, data, data_words, t);
     if (has_key) s.step[t] = step, s.code[t] = code;
     if (has_code) s.slot[t] = slot;
     if (has_class) {

@@ -9,27 +9,22 @@ const u32 kMaxZeros = 28;            // of an exp-Golomb code
 const u32 kMaxLaneBits = 1u << 29;   // more than any chunk has
 const u32 kLeastOrder = 8, kWidthBits = 5;
 
+// The value of an exp-Golomb code from its first one on, which is at bit `at`,
+// behind `zeros` zeros, at most kMaxZeros.
+template <typename Strings>
+TPDE_FN u64 gamma_at(const Strings& strings, u32 at, u32 zeros, u32 order) {
+  const u32 n = zeros + 1 + order;  // at most 53
+  return (((u64)strings.window(at) << 32 | strings.window(at + 32)) >> (64 - n)) - ((u64)1 << order);
+}
+
 // Reads an exp-Golomb code; false if no encoder writes it.
 template <typename Strings>
 TPDE_FN bool read_gamma(Reader<Strings>& bits, u32 order, u64& v) {
-  const u32 head = bits.peek(), zeros = leading_zeros(head);
+  const u32 zeros = leading_zeros(bits.peek());
   if (zeros > kMaxZeros) return false;
-  bits.skip(zeros);
-  const u32 n = zeros + 1 + order;  // at most 53
-  if (zeros + n <= 32) {  // all of it has been seen
-    v = (head << zeros >> (32 - n)) - (1u << order);
-    bits.skip(n);
-    return true;
-  }
-  const u64 high = n > 32 ? bits.take(n - 32) : 0;
-  v = (high << 32 | bits.take(min_u32(n, 32))) - ((u64)1 << order);
+  v = gamma_at(bits.strings, bits.position + zeros, zeros, order);
+  bits.skip(2 * zeros + 1 + order);
   return true;
-}
-
-// Bits [at, at + n); n is 1 to 53.
-template <typename Strings>
-TPDE_FN u64 long_bits(const Strings& strings, u32 at, u32 n) {
-  return ((u64)strings.window(at) << 32 | strings.window(at + 32)) >> (64 - n);
 }
 
 // Reads the number of events of each class, each at most `words`; false if a code
@@ -54,7 +49,7 @@ TPDE_FN bool read_counts(Shared<Word>& s, Reader<Strings>& bits, u32 words) {
       const ClassInfo info = s.classes[l];
       u32 n = 0;
       if (info.kind != kAbsent) {
-        const u64 z = long_bits(bits.strings, at[l], zeros[l] + 1 + info.order) - ((u64)1 << info.order);
+        const u64 z = gamma_at(bits.strings, at[l], zeros[l], info.order);
         const u64 v = (u64)info.mean + ((z >> 1) ^ (0 - (z & 1)));  // huge if negative
         if (v <= words) n = (u32)v; else raise(&s.bad);
       }

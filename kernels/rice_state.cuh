@@ -243,6 +243,28 @@ TPDE_FN void store_shared(void* p, const Group& g) {
 #endif
 }
 
+// A thread's share in bringing strings to shared memory, in the byte order of
+// numbers, every kThreads-th word. The first ones are loaded before any of them is
+// waited for; more are hardly ever needed.
+struct StringsAhead {
+  static const u32 kAtOnce = 2;
+  u32 word[kAtOnce];
+
+  TPDE_FN void load(const u32* data, u32 words, u32 t) {
+#pragma unroll
+    for (u32 j = 0; j < kAtOnce; j++) word[j] = t + j * kThreads < words ? data[t + j * kThreads] : 0;
+  }
+  // Stores them and the rest, and zeros up to word `end`.
+  TPDE_FN void store(u32* to, u32 end, const u32* data, u32 words, u32 t) const {
+#pragma unroll
+    for (u32 j = 0; j < kAtOnce; j++) {
+      if (t + j * kThreads < end) to[t + j * kThreads] = byte_swap(word[j]);
+    }
+#pragma unroll 1
+    for (u32 i = t + kAtOnce * kThreads; i < end; i += kThreads) to[i] = i < words ? byte_swap(data[i]) : 0;
+  }
+};
+
 template <typename Word>
 TPDE_FN Word tile_word(const Shared<Word>& s, u32 i) {
   const u32 per = Shape<Word>::kPer;

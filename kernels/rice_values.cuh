@@ -122,22 +122,18 @@ TPDE_FN Word* values_of(Shared<Word>& s) {
 // for, unless it is much.
 template <typename Word>
 TPDE_FN void fill_room(Shared<Word>& s, const Room& room, const Tables& tables, const u32* data, u32 t) {
-  const u32 kEntries = 4, kStrings = 2;  // groups, and words
+  const u32 kEntries = 4;  // groups
   u32* const to = room_of(s);
   const u32* entries = tables.at<u32>(tables.entry_at);  // there are zeros behind the last
   const u32 count = s.entries, values = s.head.values;
   Group entry[kEntries];
-  u32 word[kStrings];
 #pragma unroll
   for (u32 j = 0; j < kEntries; j++) {
     const u32 i = 4 * (t + j * kThreads);
     if (i < count) entry[j] = load_whole(entries + i);
   }
-#pragma unroll
-  for (u32 j = 0; j < kStrings; j++) {
-    const u32 i = t + j * kThreads;
-    word[j] = i < room.last ? data[room.first + i] : 0;
-  }
+  StringsAhead strings;
+  strings.load(data + room.first, room.last, t);
   const u8* codes = codes_of(s);
   for (u32 n = t; n < values; n += kThreads) to[n] = s.slot[codes[n]];
 #pragma unroll
@@ -145,18 +141,10 @@ TPDE_FN void fill_room(Shared<Word>& s, const Room& room, const Tables& tables, 
     const u32 i = 4 * (t + j * kThreads);
     if (i < count) store_shared(to + room.entries + i, entry[j]);
   }
-#pragma unroll
-  for (u32 j = 0; j < kStrings; j++) {
-    const u32 i = t + j * kThreads;
-    if (i <= room.last) to[room.strings + i] = byte_swap(word[j]);
-  }
+  strings.store(to + room.strings, room.last + 1, data + room.first, room.last, t);
 #pragma unroll 1
   for (u32 i = 4 * (t + kEntries * kThreads); i < count; i += 4 * kThreads) {
     store_shared(to + room.entries + i, load_whole(entries + i));
-  }
-#pragma unroll 1
-  for (u32 i = t + kStrings * kThreads; i <= room.last; i += kThreads) {
-    to[room.strings + i] = i < room.last ? byte_swap(data[room.first + i]) : 0;
   }
 }
 
