@@ -145,8 +145,8 @@ def trained(sizes: Sizes, data: Tensor, seconds: float, most_steps: int | None, 
 
 @contextlib.contextmanager
 def reproducible() -> Iterator[None]:
-    """Has torch take kernels that are meant to give the same bits in each run. Those that it takes by itself did not on an
-    H200: a resident model, one new token for each of 32 sequences, differed from itself in nearly every step."""
+    """Has torch take kernels that are meant to give the same bits in each run. Those that it takes by itself did not on
+    an H200: a resident model, one new token for each of 32 sequences, differed from itself in nearly every step."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for where cuBLAS has not started yet
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
