@@ -32,6 +32,8 @@ class Loop:
         self._capacity = 0  # of a cache of fixed size
         self._cached: list[int] = []  # tokens in the cache
         self._step: _Captured | None = None
+        # Where steps are captured. One for all: cuBLAS keeps a workspace, 32 MiB on an H200, for each stream.
+        self._side: torch.cuda.Stream | None = None
 
     def reset(self) -> None:
         """Gives cache and graph back."""
@@ -141,8 +143,11 @@ class Loop:
             with engine.lock:  # the bases stay where they are meanwhile
                 if self._step is None or self._step.plan is not engine.plan:
                     self._step = None
+                    self._side = self._side or torch.cuda.Stream(token.device)  # type: ignore[no-untyped-call]
                     try:
-                        self._step = _Captured(self._model, engine.plan, self._cache, token, length, options)
+                        self._step = _Captured(
+                            self._model, engine.plan, self._cache, token, length, options, self._side
+                        )
                     except Exception as error:  # whatever a model does that cannot be captured
                         self.why_no_graph = f"{type(error).__name__}: {error}"
                         warnings.warn(
@@ -160,11 +165,15 @@ class Loop:
 
 
 class _Captured:
-    """A step of a model as a CUDA graph, good for one cache and one plan, which says where bases are."""
+    """A step of a model as a CUDA graph, good for one cache and one plan, which says where bases are.
+
+    side: the stream that it is captured on, and runs on before that.
+    """
 
     def __init__(
-        self, model: Any, plan: object, cache: Any, token: torch.Tensor, length: int, options: dict[str, Any]
-    ) -> None:
+        self, model: Any, plan: object, cache: Any, token: torch.Tensor, length: int, options: dict[str, Any],
+        side: torch.cuda.Stream,
+    ) -> None:  # fmt: skip
         self.plan = plan
         self._token = token.clone()
 
@@ -172,7 +181,6 @@ class _Captured:
             return _logits(model, self._token, cache, options)
 
         current = torch.cuda.current_stream(token.device)
-        side = torch.cuda.Stream(token.device)  # type: ignore[no-untyped-call]
         side.wait_stream(current)
         with torch.cuda.stream(side):
             for _ in range(2):  # loads kernels, and whatever else is done once
@@ -180,7 +188,7 @@ class _Captured:
         current.wait_stream(side)
         _rewind(cache, length)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self._graph, stream=side, capture_error_mode="thread_local"):
             self._logits = step()
         _rewind(cache, length)
 
