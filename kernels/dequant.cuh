@@ -63,6 +63,23 @@ TPDE_FN u32 funnel_right(u32 a, u32 above, u32 shift) {
 #endif
 }
 
+// The low halves of two registers, b's above a's, and the high ones.
+TPDE_FN u32 low_halves(u32 a, u32 b) {
+#ifdef __CUDA_ARCH__
+  return __byte_perm(a, b, 0x5410);
+#else
+  return (a & 0xffff) | b << 16;
+#endif
+}
+
+TPDE_FN u32 high_halves(u32 a, u32 b) {
+#ifdef __CUDA_ARCH__
+  return __byte_perm(a, b, 0x7632);
+#else
+  return a >> 16 | (b & 0xffff0000);
+#endif
+}
+
 template <typename T>
 TPDE_FN T load(const T* p) {
 #ifdef __CUDA_ARCH__
@@ -104,6 +121,53 @@ TPDE_FN u32 narrow_pair(float lo, float hi) {
 #else
   if (kTarget == kBF16) return round16<BF16>(lo) | round16<BF16>(hi) << 16;
   return round16<F16>(lo) | round16<F16>(hi) << 16;
+#endif
+}
+
+// a + b and a * b of 16-bit floats, rounded once, in each half of a register. Not
+// for GPUs before sm_80; on the host, by way of float32, where they are exact.
+#ifndef __CUDA_ARCH__
+template <u32 kTarget>
+TPDE_FN float widen(u16 w) { return kTarget == kBF16 ? float_of((u32)w << 16) : F16::widen(w); }
+#endif
+
+template <u32 kTarget>
+TPDE_FN u32 add_pair(u32 a, u32 b) {
+#ifndef __CUDA_ARCH__
+  return narrow_pair<kTarget>(add_float(widen<kTarget>((u16)a), widen<kTarget>((u16)b)),
+                              add_float(widen<kTarget>((u16)(a >> 16)), widen<kTarget>((u16)(b >> 16))));
+#else
+  u32 c;
+  if (kTarget == kF16) {
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));
+  } else {
+#if __CUDA_ARCH__ >= 900
+    asm("add.rn.bf16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));
+#else
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(c) : "r"(a), "r"(0x3f803f80), "r"(b));  // a * 1 + b
+#endif
+  }
+  return c;
+#endif
+}
+
+template <u32 kTarget>
+TPDE_FN u32 multiply_pair(u32 a, u32 b) {
+#ifndef __CUDA_ARCH__
+  return narrow_pair<kTarget>(multiply(widen<kTarget>((u16)a), widen<kTarget>((u16)b)),
+                              multiply(widen<kTarget>((u16)(a >> 16)), widen<kTarget>((u16)(b >> 16))));
+#else
+  u32 c;
+  if (kTarget == kF16) {
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));
+  } else {
+#if __CUDA_ARCH__ >= 900
+    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));
+#else
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(c) : "r"(a), "r"(b), "r"(0x80008000));  // a * b - 0
+#endif
+  }
+  return c;
 #endif
 }
 
@@ -220,6 +284,44 @@ TPDE_FN GroupScale group_scale(u32 scale_type, u32 scale, u32 zero) {
   return g;
 }
 
+// Whether two values are made at once where scales are of the type of the words:
+// in that type, the sum of a code and 128 or 1024 is exact, so is the difference
+// of that and the zero point's, and the product with the scale is rounded once,
+// as it is by way of float32, where it is exact.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+template <u32 kKind, u32 kBits, u32 kTarget>
+constexpr bool kInPairs = false;
+#else
+template <u32 kKind, u32 kBits, u32 kTarget>
+constexpr bool kInPairs = kKind == kLinear && kBits < 8 && kTarget != kF32;
+#endif
+
+// Whether a zero point plus 128 or 1024 is exact, too.
+template <u32 kTarget>
+TPDE_FN bool fits_pairs(u32 zero) { return kTarget == kF16 || zero < 128; }
+
+// Eight words, value j beside value j + 4 until the end.
+template <u32 kBits, u32 kTarget>
+TPDE_FN Group dequant_pairs(u32 codes, u32 scale, u32 zero) {
+  const u32 both = 0x10001, four = (1u << 4 * kBits) - 1, mask = (1u << kBits) - 1;
+  const u32 offset = kTarget == kBF16 ? 0x4300 : 0x6400;  // 128, 1024
+  const u32 halves = (codes & four) | (codes << (16 - 4 * kBits) & four << 16);
+  const u32 less = (0x8000 | offset | zero) * both, factor = scale * both;
+  u32 v[4];
+#pragma unroll
+  for (u32 j = 0; j < 4; j++) {
+    const u32 raised = (halves >> j * kBits & mask * both) | offset * both;
+    v[j] = multiply_pair<kTarget>(add_pair<kTarget>(raised, less), factor);
+  }
+  Group out;
+#pragma unroll
+  for (u32 j = 0; j < 2; j++) {
+    out.w[j] = low_halves(v[2 * j], v[2 * j + 1]);
+    out.w[2 + j] = high_halves(v[2 * j], v[2 * j + 1]);
+  }
+  return out;
+}
+
 // What dequant_group knows of a base besides its template arguments.
 struct Values {
   const float* book;  // shared memory
@@ -241,6 +343,11 @@ TPDE_FN Group dequant_group(const Values& q, const Fetched& f, u32 first, u32 co
   u32 codes[2] = {funnel_right(a, b, shift), 0};
   if (n * kBits > 32) codes[1] = funnel_right(b, in_order<kKind>(f.word[2]), shift);
 
+  if constexpr (kInPairs<kKind, kBits, kTarget>) {
+    if (q.scale_type == kTarget && f.left >= count && fits_pairs<kTarget>(f.zero[0])) {
+      return dequant_pairs<kBits, kTarget>(codes[0], f.scale[0], f.zero[0]);
+    }
+  }
   const GroupScale g = group_scale<kKind>(q.scale_type, f.scale[0], f.zero[0]);
   float v[8];
   if (f.left >= count) {
@@ -349,7 +456,7 @@ TPDE_FN void prefetch_codes(const Run& r, u32 at) {
 
 template <u32 kTarget>
 TPDE_FN Group dequant_any(const Run& r, const Fetched& f, u32 at) {
-  return dequant_any<kTarget>(r.values, f, at, kWords<kTarget>);
+  return dequant_any<kTarget>(r.values, f, at / kWords<kTarget> * kWords<kTarget>, kWords<kTarget>);
 }
 
 }  // namespace quant

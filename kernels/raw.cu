@@ -19,7 +19,7 @@ const u32 kThreads = 256;
 // before it can dequantise that it should dequantise more.
 #ifdef QUANT
 const u32 kTileBytes = 32768;
-const u32 kBlocks = 4;
+const u32 kBlocks = 5;
 #elif defined(ADD)
 const u32 kTileBytes = 16384;
 const u32 kBlocks = 5;

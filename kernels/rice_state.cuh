@@ -272,16 +272,13 @@ TPDE_FN Word tile_word(const Shared<Word>& s, u32 i) {
 }
 
 // Whether the chunk has been found corrupt: the same for all threads, and told
-// before any of them goes on. A thread sees at least the flag that it raised
-// itself, and the barrier tells the others.
+// before any of them goes on. The barrier tells what a warp sees to the others.
 template <typename Word>
-TPDE_FN bool failed(const Shared<Word>& s) {
-#ifdef __CUDA_ARCH__
-  return __syncthreads_or(s.bad != 0);
-#elif defined(__CUDACC__)
-  return __syncthreads_or(__atomic_load_n(&s.bad, __ATOMIC_RELAXED) != 0);
+TPDE_FN bool failed(Shared<Word>& s) {
+#ifdef __CUDACC__
+  return __syncthreads_or(is_raised(&s.bad));
 #else
-  return s.bad != 0;
+  return is_raised(&s.bad);
 #endif
 }
 

@@ -82,9 +82,20 @@ TPDE_FN u32 add_shared(u32* sum, u32 v) {
 // Raises a flag that threads share.
 TPDE_FN void raise(u32* flag) {
 #ifdef __CUDA_ARCH__
-  *flag = 1;
+  atomicOr(flag, 1);
 #else
   __atomic_store_n(flag, 1u, __ATOMIC_RELAXED);
+#endif
+}
+
+// Whether a flag is raised, which others may do at any time. At least one thread
+// of a warp sees what the warp has raised.
+TPDE_FN bool is_raised(u32* flag) {
+#ifdef __CUDA_ARCH__
+  __syncwarp();
+  return is_leader() && atomicOr(flag, 0) != 0;
+#else
+  return __atomic_load_n(flag, __ATOMIC_RELAXED) != 0;
 #endif
 }
 

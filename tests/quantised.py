@@ -37,6 +37,16 @@ def layout(
     return x, q, torch.randn(outs, generator=g).to(dtype) if bias else None
 
 
+def every_scale(bits: int, dtype: torch.dtype, zero: bool) -> quant.QuantizedTensor:
+    """A weight of a 16-bit dtype with every scale of that dtype, subnormals, infinities and NaNs among them; zero
+    points are from 0 to 255."""
+    g = torch.Generator().manual_seed(bits)
+    scale = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(dtype)
+    packed = torch.randint(0, 256, (65536 * 16 * bits // 8,), dtype=torch.uint8, generator=g)
+    zeros = torch.randint(0, 256, (65536,), dtype=torch.uint8, generator=g) if zero else None
+    return quant.QuantizedTensor(packed, scale, zeros, bits, 16, (1024, 1024), dtype)
+
+
 def expected(x: torch.Tensor, q: quant.QuantizedTensor, bias: torch.Tensor | None) -> torch.Tensor:
     """The product in float64."""
     y = x.double() @ q.dequantize().double().T

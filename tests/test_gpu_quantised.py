@@ -10,6 +10,7 @@ from torch import nn
 
 import tpde
 from gpu_support import CODECS, NEEDS_GPU
+from quantised import every_scale
 from support import assert_same_bits
 from tpde import quant
 from tpde.nn import JITCompressedLinear
@@ -65,6 +66,19 @@ def test_reconstruct(dtype, layout, codec):
             assert tpde.reconstruct(there, *packed, out=out, verify=False) is out
             assert_same_bits(out.cpu(), target)
             assert_same_bits(tpde.reconstruct(base, index_map, data_blob), target)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_every_scale(dtype, bits):
+    for zero in (False, True):
+        base = every_scale(bits, dtype, zero)
+        expected = base.dequantize()
+        there = base.to("cuda")
+        assert_same_bits(there.dequantize().cpu(), expected)
+        for codec in ("raw", "prefix"):
+            index_map, data_blob = tpde.encode(base, expected, codec=codec)
+            assert_same_bits(tpde.reconstruct(there, index_map, data_blob.cuda(), check=True).cpu(), expected)
 
 
 @pytest.mark.parametrize("codec", CODECS)
