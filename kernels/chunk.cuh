@@ -76,7 +76,7 @@ __device__ void copy_base(const Chunk& c) {
     // Codes are small: those of some groups are on their way at once.
     const u32 ahead = 4;
     quant::Run run;
-    if (quant::open_run(*c.quantised, c.first, c.words, run)) {
+    if (quant::open_run<QUANT>(*c.quantised, c.first, c.words, run)) {
 #pragma unroll 1
       for (u32 i = threadIdx.x; i < groups; i += ahead * Threads) {
         quant::Fetched f[ahead];

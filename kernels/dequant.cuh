@@ -399,9 +399,11 @@ struct Run {
   u32 before;      // elements of the first group before the run
   u32 shift;       // log2 of the group
   u32 scale_bytes;
+  bool plain;      // 4 bits, scales of the words' type, no zero points: asked still less
 };
 
 // Whether elements `first` to first + count - 1 are such a run.
+template <u32 kTarget>
 TPDE_FN bool open_run(const QuantBase& q, u64 first, u32 count, Run& r) {
   if (q.shift == 255 || first % 32 != 0 || count > 1u << 28) return false;
   if (((first + count) * q.bits + 31) / 32 * 4 > q.packed_bytes) return false;
@@ -416,6 +418,7 @@ TPDE_FN bool open_run(const QuantBase& q, u64 first, u32 count, Run& r) {
   r.scale = static_cast<const u8*>(q.scale) + group * r.scale_bytes;
   r.zero = q.kind == kLinear && q.zero ? q.zero + group : nullptr;
   r.middle = 1u << (q.bits - 1);
+  r.plain = kInPairs<kLinear, 4, kTarget> && q.kind == kLinear && q.bits == 4 && q.scale_type == kTarget && !q.zero;
   return true;
 }
 
@@ -424,16 +427,21 @@ TPDE_FN bool open_run(const QuantBase& q, u64 first, u32 count, Run& r) {
 template <u32 kTarget>
 TPDE_FN Fetched fetch(const Run& r, u32 at) {
   Fetched f;
+  f.word[1] = f.word[2] = f.scale[1] = f.zero[1] = 0;
+  f.zero[0] = r.middle;
+  f.left = kWords<kTarget>;
+  const u32 group = (r.before + at) >> r.shift;
+  if (r.plain) {
+    f.word[0] = load(r.packed + at / 8);
+    f.scale[0] = load(reinterpret_cast<const u16*>(r.scale) + group);
+    return f;
+  }
   const u32 bit = at * r.values.bits, word = bit >> 5, need = (bit & 31) + kWords<kTarget> * r.values.bits;
   f.word[0] = load(r.packed + word);
-  f.word[1] = need > 32 ? load(r.packed + word + 1) : 0;
-  f.word[2] = 0;
-  const u32 group = (r.before + at) >> r.shift;
+  if (need > 32) f.word[1] = load(r.packed + word + 1);
   f.scale[0] = r.scale_bytes == 2 ? load(reinterpret_cast<const u16*>(r.scale) + group)
                                   : load(reinterpret_cast<const u32*>(r.scale) + group);
-  f.zero[0] = r.zero ? load(r.zero + group) : r.middle;
-  f.scale[1] = f.zero[1] = 0;
-  f.left = kWords<kTarget>;
+  if (r.zero) f.zero[0] = load(r.zero + group);
   return f;
 }
 
@@ -456,6 +464,9 @@ TPDE_FN void prefetch_codes(const Run& r, u32 at) {
 
 template <u32 kTarget>
 TPDE_FN Group dequant_any(const Run& r, const Fetched& f, u32 at) {
+  if constexpr (kInPairs<kLinear, 4, kTarget>) {
+    if (r.plain) return dequant_pairs<4, kTarget>(f.word[0], f.scale[0], 8);
+  }
   return dequant_any<kTarget>(r.values, f, at / kWords<kTarget> * kWords<kTarget>, kWords<kTarget>);
 }
 

@@ -126,7 +126,7 @@ __device__ bool decode_chunk(const Item& item, const Record& r, const prefix::Ta
     b.base = nullptr;
     b.quantised = static_cast<const quant::QuantBase*>(quantised);
     b.first = r.output_word + done;
-    b.regular = quant::open_run(*b.quantised, b.first, b.words, b.run);
+    b.regular = quant::open_run<QUANT>(*b.quantised, b.first, b.words, b.run);
 #else
     b.base = item.base ? static_cast<const WORD*>(item.base) + r.output_word + done : nullptr;
 #endif

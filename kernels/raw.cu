@@ -52,7 +52,7 @@ __device__ Tile open_tile(const Chunk& chunk, u32 first) {
   t.fast = t.groups;
 #ifdef QUANT
   t.c.first += first;
-  if (!quant::open_run(*t.c.quantised, t.c.first, t.groups * kPer, t.run)) t.fast = 0;
+  if (!quant::open_run<QUANT>(*t.c.quantised, t.c.first, t.groups * kPer, t.run)) t.fast = 0;
 #endif
   return t;
 }

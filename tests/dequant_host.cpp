@@ -19,7 +19,7 @@ static u64 run_at_once(unsigned char* dst, const quant::QuantBase& q, u64 first,
   const u32 n = kTarget == quant::kF32 ? 4 : 8;
   quant::Run r;
   count = count / n * n;
-  if (!quant::open_run(q, first, (u32)count, r)) return 0;
+  if (!quant::open_run<kTarget>(q, first, (u32)count, r)) return 0;
   for (u32 i = 0; i < count; i += n) {
     Group g = quant::dequant_any<kTarget>(r, quant::fetch<kTarget>(r, i), i);
     __builtin_memcpy(dst + 16 * (i / n), &g, 16);

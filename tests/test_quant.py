@@ -118,7 +118,12 @@ def test_kernel_code_takes_every_scale(library: ctypes.CDLL, dtype: torch.dtype,
     """Two values at once in 16 bits are what float32 comes to."""
     for zero in (False, True):
         q = every_scale(bits, dtype, zero)
-        assert_same_bits(on_host(library, q, 0, q.numel()), q.dequantize().flatten())
+        expected = q.dequantize().flatten()
+        assert_same_bits(on_host(library, q, 0, q.numel()), expected)
+        out = torch.empty(q.numel(), dtype=dtype)
+        descriptor = ctypes.create_string_buffer(q.descriptor(), quant.DESCRIPTOR_BYTES)
+        assert library.dequant_run(out.data_ptr(), descriptor, NUMBERS[dtype], 0, q.numel()) == q.numel()
+        assert_same_bits(out, expected)
 
 
 def test_kernel_code_divides_by_any_group(library: ctypes.CDLL) -> None:

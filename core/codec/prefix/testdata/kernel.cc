@@ -121,7 +121,7 @@ static void answer(const Request& r) {
     b.base = nullptr;
     b.quantised = &q;
     b.first = done;
-    b.regular = quant::open_run(*b.quantised, b.first, b.words, b.run);
+    b.regular = quant::open_run<QUANT>(*b.quantised, b.first, b.words, b.run);
 #else
     b.base = r.has_base ? reinterpret_cast<Word*>(base.p) + done : nullptr;
 #endif
