@@ -362,3 +362,20 @@ def test_slim_wheels(tmp_path):
     with zipfile.ZipFile(wheel) as made:
         assert made.namelist() == ["a/lib_cuda130.so", "a-1.dist-info/RECORD"]
         assert made.read("a-1.dist-info/RECORD") == b"a/lib_cuda130.so,,\n"
+
+
+@pytest.mark.parametrize("wrong", [["--budgets", "x"], ["--budgets", "0"], ["--steps", "1"]], ids=str)
+def test_wrong_usage(monkeypatch, capsys, wrong):
+    monkeypatch.setattr(sys, "argv", ["bench_offload.py", *wrong])
+    with pytest.raises(SystemExit) as refused:
+        bench_offload.parsed()
+    assert refused.value.code == 2 and wrong[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--loading", "--json", "--plot"])
+def test_folders_that_are_not_there_are_wrong_usage(monkeypatch, capsys, tmp_path, option):
+    path = tmp_path / "none" if option == "--loading" else tmp_path / "none" / "figures"
+    monkeypatch.setattr(sys, "argv", ["bench_offload.py", option, str(path)])
+    with pytest.raises(SystemExit) as refused:
+        bench_offload.parsed()
+    assert refused.value.code == 2 and f"{option}: {tmp_path / 'none'} is no folder" in capsys.readouterr().err

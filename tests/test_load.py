@@ -370,6 +370,8 @@ def test_what_load_refuses(resident, tmp_path):
         (text.replace("LlamaForCausalLM", "LamaForCausalLM"), tpde.UnsupportedError, "no class LamaForCausalLM"),
         (re.sub("^{", '{"quantization_config": {"bits": 4},', text), tpde.UnsupportedError, "quantization_config"),
         (re.sub("^{", '{"auto_map": {"AutoModel": "x.Y"},', text), tpde.UnsupportedError, "model_class"),
+        (text.replace('"llama"', '"lama"'), tpde.UnsupportedError, r"config\.json: transformers .* cannot .*`lama`"),
+        ("{}", tpde.UnsupportedError, r"config\.json: transformers .* cannot .*model_type"),
         (text[:-9], tpde.CorruptError, r"config\.json: expected JSON: "),
         ("[]", tpde.CorruptError, r"config\.json: expected a JSON object, got a list"),
         (None, tpde.NotFoundError, r"config\.json.*load_into"),

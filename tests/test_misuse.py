@@ -93,6 +93,27 @@ def test_deltas_in_memory_are_no_checkpoints():
         tpde.inspect({**delta, "__tpde_metadata__": "text"})
 
 
+def test_arguments_of_other_types():
+    weight = torch.randn(32, 64)
+    index, blob = tpde.encode(None, weight)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 32))
+    for what, call in (
+        ("bits: .* got 4.0", lambda: tpde.quantize(weight, bits=4.0)),
+        ("bits: .* got '4'", lambda: tpde.quantize(weight, bits="4")),
+        ("group_size", lambda: tpde.quantize(weight, group_size="64")),
+        ("group_size", lambda: tpde.quantize(weight, group_size=64.0)),
+        ("weight: expected a QuantizedTensor", lambda: tpde.quantised_linear(weight, weight)),
+        ("out: expected a torch.Tensor", lambda: tpde.reconstruct(None, index, blob, out=5)),
+        ("device", lambda: tpde.offload(model, device="gpu")),
+        ("device", lambda: tpde.offload(model, device=["cuda"])),
+        ("reserve", lambda: tpde.offload(model, reserve=0.0)),
+        (r"layers: expected tuples \(name, base", lambda: tpde.load_into(model, {"0.weight": weight}, device="cpu")),
+    ):
+        with pytest.raises(tpde.ArgumentError, match=what):
+            call()
+    assert tpde.offload(model, reserve="0", device="cpu").reserve == 0  # as `tpde plan --reserve 0`
+
+
 def test_counts():
     assert _options.count("n", np.int64(3)) == 3
     assert _options.size_in_bytes("size", "1.5kB") == 1500
@@ -117,9 +138,11 @@ def test_another_default_device(tmp_path):
         layer = tpde.nn.JITCompressedLinear.from_linear(linear, linear.weight.detach() + 1)
         again = tpde.nn.JITCompressedLinear((4, 8), *layer.save(tmp_path / "layer"), bias=linear.bias)
         weight = again.weight
+        quantised = tpde.nn.JITCompressedLinear.from_linear(linear, tpde.quantize(linear.weight)).weight
         added = tpde.scatter_add(linear.weight.detach(), indices, values)
     assert_same_tensors(unpacked, target)
     assert_same_bits(weight, linear.weight.detach())
+    assert_same_bits(quantised, linear.weight.detach())
     assert_same_bits(added, want)
 
 

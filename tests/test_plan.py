@@ -137,6 +137,16 @@ def test_command_line(tpde_cli, tmp_path):
         assert tpde_cli(*wrong).returncode == 2
 
 
+def test_a_model_that_transformers_does_not_know(tmp_path, tpde_cli):
+    pytest.importorskip("transformers")
+    out = packed(made(Llama, hidden=128), tmp_path)
+    for text in ("{}", '{"model_type": "of tomorrow"}'):
+        (out / "config.json").write_text(text)
+        done = tpde_cli("plan", out, "--vram", "1GiB")
+        assert done.returncode == 0, done.stderr
+        assert "told from other tensors by names and shapes" in done.stdout
+
+
 def test_without_transformers(tmp_path, monkeypatch):
     model = made(GPT2, hidden=128, vocabulary=160)
     saved(model, tmp_path / "model")

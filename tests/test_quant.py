@@ -250,6 +250,21 @@ def test_bitsandbytes_nf4(dtype: torch.dtype) -> None:
     assert q.packed.data_ptr() == data.data_ptr()
 
 
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float16, torch.float64])
+def test_bitsandbytes_nf4_under_other_defaults(default: torch.dtype) -> None:
+    """As where a model is loaded."""
+    data, absmax = torch.arange(32, dtype=torch.uint8), torch.rand(1)
+    expected = quant.from_bitsandbytes_nf4(data, absmax, None, 64, (64,), torch.bfloat16).dequantize()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        with torch.device("meta"):
+            q = quant.from_bitsandbytes_nf4(data, absmax, None, 64, (64,), torch.bfloat16)
+    finally:
+        torch.set_default_dtype(before)
+    assert_same_bits(q.dequantize(), expected)
+
+
 @pytest.mark.parametrize("dtype", TARGETS.values())
 def test_bitsandbytes_int8(dtype: torch.dtype) -> None:
     """The expression of int8_vectorwise_dequant itself."""

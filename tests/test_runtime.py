@@ -302,6 +302,19 @@ def test_other_modules_are_left_alone():
     assert_same_bits(model["attention"](x, x, x)[0].detach(), expected)
 
 
+def test_a_bias_of_another_shape_is_refused():
+    weight = torch.randn(32, 64)
+    packed = "0", None, *tpde.encode(None, weight)
+    for bias in (torch.ones(1), torch.ones(()), torch.ones(2, 32), torch.ones(64), [1.0]):
+        module = nn.Sequential(nn.Linear(64, 32))
+        with pytest.raises(tpde.ArgumentError, match=r"0: expected a bias of shape \[32\]"):
+            tpde.load_into(module, [(*packed, bias)], device="cpu")
+        assert type(module[0]) is nn.Linear
+    module, x = nn.Sequential(nn.Linear(64, 32)), torch.randn(3, 64)
+    tpde.load_into(module, [(*packed, torch.ones(32))], device="cpu")
+    assert torch.equal(module(x), nn.functional.linear(x, weight, torch.ones(32)))
+
+
 def test_a_model_without_linear_layers():
     model = nn.Sequential(nn.Embedding(10, 4), nn.LayerNorm(4))
     expected = model(torch.arange(3)).detach()

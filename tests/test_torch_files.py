@@ -23,6 +23,22 @@ def test_state_dict_files(tmp_path, suffix):
     assert_same_tensors(tpde.unpack(base, delta), target)
 
 
+def test_state_dicts_come_back_as_safetensors(tmp_path, tpde_cli):
+    base, target = small_checkpoints()
+    torch.save(base, tmp_path / "base.pt")
+    torch.save(target, tmp_path / "target.pt")
+    tpde.pack(tmp_path / "base.pt", tmp_path / "target.pt", tmp_path / "delta.safetensors")
+    for name in ("out.pt", "out.PTH", "out.bin"):
+        with pytest.raises(tpde.ArgumentError, match=r"out: .*\.safetensors"):
+            tpde.unpack(tmp_path / "base.pt", tmp_path / "delta.safetensors", tmp_path / name)
+        assert not (tmp_path / name).exists()
+    done = tpde_cli("unpack", "base.pt", "delta.safetensors", "out.pt")
+    assert done.returncode == 1 and "expected a name that ends in .safetensors" in done.stderr
+    (tmp_path / "folder.pt").mkdir()
+    tpde.unpack(tmp_path / "base.pt", tmp_path / "delta.safetensors", tmp_path / "folder.pt")
+    assert_same_tensors(load_file(next((tmp_path / "folder.pt").iterdir())), target)
+
+
 def test_file_of_old_torch(tmp_path):
     _, target = small_checkpoints()
     path = tmp_path / "old.pt"

@@ -155,6 +155,9 @@ func checkAbsent(path string, overwrite bool) error {
 		return atomicfile.Error(err)
 	case info.IsDir():
 		return status.Errorf(status.ErrExists, "%s is a folder, expected a file or nothing", path)
+	case info.Mode()&(fs.ModeDevice|fs.ModeNamedPipe|fs.ModeSocket|fs.ModeIrregular) != 0:
+		// Renaming onto it would put a file in the place of /dev/null.
+		return status.Errorf(status.ErrExists, "%s is a device, pipe or socket, expected a file or nothing", path)
 	case !overwrite:
 		return status.Errorf(status.ErrExists, "%s exists already", path)
 	}

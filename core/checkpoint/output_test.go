@@ -33,6 +33,10 @@ func TestOutputsThatAreRefused(t *testing.T) {
 	}
 	write(t, dir+"/home/letter.txt", []byte("dear"))
 	before := tree(t, dir)
+	pipe := t.TempDir() + "/pipe"
+	if err := syscall.Mkfifo(pipe, 0o666); err != nil {
+		t.Fatal(err)
+	}
 	ctx := context.Background()
 	force := UnpackOptions{Overwrite: true}
 	pack := func(base, target, out string, overwrite bool) error {
@@ -55,6 +59,7 @@ func TestOutputsThatAreRefused(t *testing.T) {
 		{"pack, output in target", pack(b, dir+"/folder", dir+"/folder/d.safetensors", true), status.ErrExists, "lies in the input folder"},
 		{"pack, output in target by a link", pack(b, dir+"/folder", dir+"/link/unet/d.safetensors", true), status.ErrExists, "lies in the input folder"},
 		{"pack, output is a folder", pack(b, c, dir+"/home", true), status.ErrExists, "folder"},
+		{"pack, output is a pipe", pack(b, c, pipe, true), status.ErrExists, "pipe"},
 		{"pack, no folder", pack(b, c, dir+"/none/d.safetensors", true), status.ErrNotFound, "none"},
 		{"pack, folder is a file", pack(b, c, b+"/d.safetensors", true), status.ErrIO, "b.safetensors"},
 		{"pack, slash", pack(b, c, dir+"/x/", true), status.ErrArgument, "output path"},
@@ -64,6 +69,7 @@ func TestOutputsThatAreRefused(t *testing.T) {
 		{"unpack, exists", unpack(b, d, c, UnpackOptions{}), status.ErrExists, "exists already"},
 		{"unpack, output is base", unpack(b, d, b, force), status.ErrExists, "input"},
 		{"unpack, output is delta", unpack(b, d, d, force), status.ErrExists, "input"},
+		{"unpack, output is a pipe", unpack(b, d, pipe, force), status.ErrExists, "pipe"},
 		{"unpack, nothing", unpack(b, d, "", force), status.ErrArgument, "empty"},
 		{"unpack, full folder", unpack(b, d, dir+"/home", force), status.ErrExists, "not empty"},
 		{"unpack, folder on a file", unpack(b, dir+"/df.safetensors", c, force), status.ErrExists, "is a file"},

@@ -95,6 +95,7 @@ func TestParseFileRefuses(t *testing.T) {
 		want error
 	}{
 		{"no length", []byte("1234567"), status.ErrCorrupt},
+		{"an index of shards", []byte(`{"weight_map": {"a": "model-00001-of-00002.safetensors"}}`), status.ErrCorrupt},
 		{"too long a header", append(long, make([]byte, 100)...), status.ErrLimit},
 		{"header cut short", file("{}")[:9], status.ErrCorrupt},
 		{"data missing", file(one(`"U8"`, `[2]`, `[0,2]`), 1), status.ErrCorrupt},

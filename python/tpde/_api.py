@@ -205,7 +205,8 @@ def unpack(
         may be left out, `unpack(folder, "restored")` restores the model, and those that are given apply to it.
     deltas: paths or dicts, in order; each knows its base, so a gap or a wrong order is refused. The last argument is
         `out` instead if it is a path that is no delta: `unpack(base, delta, "restored")`.
-    out: where the target goes: a file for a checkpoint of one file, else a folder. Every file is compared with the
+    out: where the target goes: a file for a checkpoint of one file, else a folder. The state dict of a .pt file comes
+        back as safetensors, tensor for tensor; a name such as "restored.pt" is refused. Every file is compared with the
         sha256 that was recorded when it was packed. None returns a dict of names and tensors instead.
     device: where tensors are rebuilt: None or "cpu", or a CUDA device, where a dict then stays. With out, files are
         the same as from the CPU, and proven by the same sha256. A dict on the CPU is compared with the recorded
@@ -238,8 +239,15 @@ def unpack(
             return _read_all(base_source, paths, options["workers"])
         destination = os.fspath(out)
         refuse_inputs(destination, base_source)
+        _refuse_torch_name(destination)
         arguments = (base_source.handle, paths, destination, json.dumps(options))
         return UnpackReport.of(_jobs.run(core().unpack_start, arguments, "unpack", progress))
+
+
+def _refuse_torch_name(out: str) -> None:
+    """Refuses names under which neither torch nor this package would find safetensors."""
+    if out.lower().endswith(TORCH_SUFFIXES) and not os.path.isdir(out):
+        raise ArgumentError(f"out: expected a name that ends in .safetensors, which is what is written, got {out}")
 
 
 @contextmanager
@@ -272,6 +280,7 @@ def _unpack_on_gpu(
         return _gpu_unpack.to_tensors(base.handle, deltas, device, options["workers"], progress)
     destination = os.fspath(out)
     refuse_inputs(destination, base)
+    _refuse_torch_name(destination)
     return UnpackReport.of(_gpu_unpack.to_files(base.handle, deltas, destination, options, device, progress))
 
 

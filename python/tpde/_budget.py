@@ -17,7 +17,7 @@ def check(vram: int | str | None, reserve: int | str | None) -> None:
 
 def kept(reserve: int | str | None) -> int | None:
     """Returns what the caller says of the reserve, in bytes; None: nothing."""
-    return reserve if reserve in (None, 0) else _options.size_in_bytes("reserve", reserve)
+    return None if reserve is None else _options.size_in_bytes("reserve", reserve, least=0)
 
 
 def reserved(budget: int, reserve: int | None) -> int:

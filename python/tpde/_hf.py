@@ -37,7 +37,7 @@ def skeleton(folder: str, dtype: torch.dtype, model_class: Any = None) -> Any:
 
     model_class: a class of transformers; None: the first of `architectures`, or what AutoModelForCausalLM says.
     Raises NotFoundError without a config.json, CorruptError for one that is no JSON, UnsupportedError for a class that
-    this transformers does not have, or a model that is quantised already.
+    this transformers does not have, a configuration that it does not read, or a model that is quantised already.
     """
     transformers = require_transformers()
     path = os.path.join(folder, "config.json")
@@ -63,7 +63,13 @@ def skeleton(folder: str, dtype: torch.dtype, model_class: Any = None) -> Any:
     if model_class is not None and not (hasattr(model_class, "_from_config") or hasattr(model_class, "from_config")):
         raise ArgumentError(f"model_class: expected a class of transformers, got {model_class!r}")
     source = getattr(model_class, "config_class", None) or transformers.AutoConfig  # the Auto classes have none
-    config = source.from_pretrained(folder)
+    try:
+        config = source.from_pretrained(folder)
+    except Exception as error:  # ValueError for a kind of model that it does not know, others for odd fields
+        raise UnsupportedError(
+            f"{path}: transformers {transformers.__version__} cannot make a configuration of it: "
+            f"{' '.join(str(error).split())}"
+        ) from error
     # transformers 5 still knows the older name, and warns of it.
     setattr(config, "dtype" if hasattr(config, "dtype") else "torch_dtype", dtype)
     if model_class is None:

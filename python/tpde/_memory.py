@@ -14,6 +14,14 @@ import torch
 from tpde._status import ArgumentError, UnsupportedError
 
 
+def parse_device(value: Any, expected: str) -> torch.device:
+    """Returns the device that a caller names."""
+    try:
+        return torch.device(value)
+    except (RuntimeError, TypeError) as error:  # torch tells which there are
+        raise ArgumentError(f"device: expected {expected}, got {value!r}: {error}") from None
+
+
 def as_tensor(value: Any, what: str) -> torch.Tensor:
     """Returns value, a torch tensor or numpy array, as a plain tensor that shares its memory.
 

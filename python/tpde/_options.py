@@ -52,13 +52,19 @@ def whole(value: Any) -> int | None:
         return None
 
 
-def size_in_bytes(what: str, size: int | str) -> int:
+def shown(value: Any) -> str:
+    """Returns a value for a message: in one line, and not all of it if it is long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def size_in_bytes(what: str, size: int | str, *, least: int = 1) -> int:
     """Returns a size such as 5_000_000_000, "5GB" (10^9) or "5GiB" (2^30) in bytes."""
     if isinstance(size, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", size)
         if match and match[2].upper() in _UNITS:
             size = int(Fraction(match[1]) * _UNITS[match[2].upper()])
     number = whole(size)
-    if number is None or not 0 < number <= MAX_COUNT:
+    if number is None or not least <= number <= MAX_COUNT:
         raise ArgumentError(f"{what}: expected a size such as '5GB', '512MiB' or a number of bytes, got {size!r}")
     return number

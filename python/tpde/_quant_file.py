@@ -77,7 +77,7 @@ def load(opened: Any, path: str) -> QuantizedTensor | None:
 
 def scheme_tensor(q: QuantizedTensor) -> torch.Tensor:
     """Returns what is needed of q beside its parts: int64 [kind, bits, group size]."""
-    return torch.tensor([KINDS[q.kind], q.bits, min(q.group_size, MAX_GROUP)], dtype=torch.int64)
+    return torch.tensor([KINDS[q.kind], q.bits, min(q.group_size, MAX_GROUP)], dtype=torch.int64, device="cpu")
 
 
 def read_scheme(scheme: torch.Tensor, what: str) -> tuple[str, int, int]:

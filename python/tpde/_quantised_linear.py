@@ -37,6 +37,8 @@ def quantised_linear(x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tenso
     is that of the dequantised weight but for the order of the float32 sums, and the same every time. Gradients flow to
     x and bias. Works under torch.compile and in CUDA graphs. Raises ArgumentError, UnsupportedError.
     """
+    if not isinstance(weight, QuantizedTensor):
+        raise ArgumentError(f"weight: expected a QuantizedTensor, got {type(weight).__name__}; see tpde.quantize")
     group_size = min(weight.group_size, quant.MAX_GROUP)
     if len(weight.shape) != 2 or x.dim() == 0 or x.shape[-1] != weight.shape[1]:
         raise ArgumentError(

@@ -121,8 +121,8 @@ class SelfSpeculation:
     ) -> None:
         tokens = None if tokens is None else _count("tokens", tokens)
         most = _count("most", most)
-        if not 0 < cost < float("inf"):
-            raise ArgumentError(f"cost: expected a positive number, got {cost}")
+        if not isinstance(cost, (int, float)) or not 0 < cost < float("inf"):
+            raise ArgumentError(f"cost: expected a positive number, got {cost!r}")
         if isinstance(model, _Draft):
             raise ArgumentError("model: is a draft, expected the model that it drafts for")
         self._model = model

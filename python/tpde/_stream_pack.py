@@ -117,6 +117,12 @@ class Builder:
             raise ArgumentError(
                 f"{layer.name}: expected a weight of shape {list(group.weight.shape)}, the index says {info.shape}"
             )
+        if layer.bias is not None:
+            transposed = not isinstance(group.linears[group.names.index(layer.name)], nn.Linear)
+            want = info.shape[1:] if transposed else info.shape[:1]
+            if not isinstance(layer.bias, Tensor) or list(layer.bias.shape) != want:
+                got = list(layer.bias.shape) if isinstance(layer.bias, Tensor) else type(layer.bias).__name__
+                raise ArgumentError(f"{layer.name}: expected a bias of shape {want}, got {got}")
         memory = self.engine.memory
         memory.add(layer.name, block_of(group.names[0]), layer.base, layer.index_map, layer.data_blob)
         number = self._numbers[id(group)] = len(memory.layers) - 1

@@ -157,8 +157,8 @@ def reconstruct(
         if workers == 0:
             return _ops.rebuild(base, index_map, data_blob, shape, dtype, verify)
         out = torch.empty(shape, dtype=dtype, device="cpu")
-    _memory.require_cpu(out, "out")
-    _ops.reconstruct_into(output(out), base, index_map, data_blob, verify, _options.workers(workers))
+    _memory.require_cpu(output(out), "out")
+    _ops.reconstruct_into(out, base, index_map, data_blob, verify, _options.workers(workers))
     return out
 
 
@@ -323,7 +323,7 @@ def save_tensor(
 
     Raises ExistsError if one exists and overwrite is False. Returns the two paths.
     """
-    paths = Path(f"{os.fspath(stem)}{INDEX_SUFFIX}"), Path(f"{os.fspath(stem)}{BLOB_SUFFIX}")
+    paths = Path(f"{os.fsdecode(stem)}{INDEX_SUFFIX}"), Path(f"{os.fsdecode(stem)}{BLOB_SUFFIX}")
     contents = _memory.require_bytes(index_map, "index_map"), _memory.require_bytes(data_blob, "data_blob")
     for path in paths:
         if path.exists() and not overwrite:
@@ -343,7 +343,7 @@ def save_tensor(
 
 def load_tensor(stem: PathLike) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns (index_map, data_blob) that `save_tensor` wrote."""
-    return load_bytes(f"{os.fspath(stem)}{INDEX_SUFFIX}"), load_bytes(f"{os.fspath(stem)}{BLOB_SUFFIX}")
+    return load_bytes(f"{os.fsdecode(stem)}{INDEX_SUFFIX}"), load_bytes(f"{os.fsdecode(stem)}{BLOB_SUFFIX}")
 
 
 def load_bytes(path: PathLike) -> torch.Tensor:

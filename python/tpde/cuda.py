@@ -120,7 +120,7 @@ def require_device(device: torch.device | str | int | None) -> torch.device:
         raise UnsupportedError(f"tpde.cuda needs a GPU, but {built}; `tpde info` shows what is there")
     if device is None:
         return torch.device("cuda", torch.cuda.current_device())
-    chosen = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    chosen = torch.device("cuda", device) if isinstance(device, int) else _memory.parse_device(device, "a CUDA device")
     if chosen.type != "cuda":
         raise ArgumentError(f"device: expected a CUDA device, got {chosen}")
     return chosen if chosen.index is not None else torch.device("cuda", torch.cuda.current_device())

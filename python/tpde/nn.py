@@ -129,11 +129,13 @@ class JITCompressedLinear(nn.Linear):
         shape: Sequence[int],
         device: torch.device | str = "cpu",
     ) -> None:
-        if len(shape) != 2:
-            raise ArgumentError(f"output_shape: expected (out_features, in_features), got {tuple(shape)}")
+        if not isinstance(shape, Sequence) or len(shape) != 2:
+            raise ArgumentError(f"output_shape: expected (out_features, in_features), got {shape}")
         info = _tensors.read_index(index_map)
         if info.shape != list(shape):
             raise ArgumentError(f"output_shape: expected {tuple(info.shape)}, as the index says, got {tuple(shape)}")
+        if bias is not None and not isinstance(bias, Tensor):
+            raise ArgumentError(f"bias: expected a tensor, got {type(bias).__name__}")
         if bias is not None and list(bias.shape) != info.shape[:1]:
             raise ArgumentError(f"bias: expected shape {info.shape[:1]}, got {list(bias.shape)}")
         self.out_features, self.in_features = info.shape

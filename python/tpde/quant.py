@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from tpde import _dtypes, _memory
+from tpde import _dtypes, _memory, _options
 from tpde._status import ArgumentError, UnsupportedError
 
 KINDS = {"linear": 1, "codebook": 2, "int8_rows": 3}
@@ -166,8 +166,8 @@ def quantize(
     weight = _memory.as_tensor(weight, "weight")
     if weight.dtype not in _TARGETS:
         raise UnsupportedError(f"weight: dtype {weight.dtype} cannot be quantised; expected one of {_names(_TARGETS)}")
-    if bits not in (2, 3, 4, 8):
-        raise ArgumentError(f"bits: expected 2, 3, 4 or 8, got {bits}")
+    if _options.whole(bits) not in (2, 3, 4, 8):
+        raise ArgumentError(f"bits: expected 2, 3, 4 or 8, got {bits!r}")
     if scale_dtype not in _TARGETS:
         raise ArgumentError(f"scale_dtype: expected one of {_names(_TARGETS)}, got {scale_dtype}")
     _require_group(group_size)
@@ -218,7 +218,7 @@ def from_bitsandbytes_nf4(
     """
     packed = _memory.as_tensor(packed, "packed").contiguous().reshape(-1).view(torch.uint8)
     if code is None:
-        code = torch.tensor(NF4)
+        code = torch.tensor(NF4, dtype=torch.float32, device="cpu")  # whatever the default dtype and device are
     return QuantizedTensor(
         packed, _statistics(absmax, "absmax"), None, 4, blocksize, tuple(shape), dtype, "codebook",
         _statistics(code, "code").to(packed.device),
@@ -283,8 +283,9 @@ def _require(t: torch.Tensor, what: str, dtypes: tuple[torch.dtype, ...], n: int
 
 
 def _require_group(size: int) -> None:
-    if not _MIN_GROUP <= size < 1 << 64:
-        raise ArgumentError(f"group_size: expected {_MIN_GROUP} to 2^64 - 1 elements, got {size}")
+    number = _options.whole(size)
+    if number is None or not _MIN_GROUP <= number < 1 << 64:
+        raise ArgumentError(f"group_size: expected {_MIN_GROUP} to 2^64 - 1 elements, got {size!r}")
 
 
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:

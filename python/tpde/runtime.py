@@ -215,7 +215,11 @@ def load_into(
             return _loaded(builder, _load.Matched(module, model), bool(verify), vram, reserve, pin, rates)
     builder = Builder(module, _device(device), embeddings)
     for layer in layers:
-        given = PackedLayer(*layer)  # its index may be a view of a large file, and is kept
+        try:
+            given = PackedLayer(*layer)  # its index may be a view of a large file, and is kept
+        except TypeError:
+            fields = ", ".join(PackedLayer._fields)
+            raise ArgumentError(f"layers: expected tuples ({fields}), got {_options.shown(layer)}") from None
         builder.add(given._replace(index_map=_memory.host(given.index_map, "index_map").clone()), verify is not False)
     for group in builder.groups.values():
         builder.add_embeddings(group)
@@ -357,7 +361,7 @@ def _started(
 def _device(device: torch.device | str | None) -> torch.device:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = torch.device(device)
+    chosen = _memory.parse_device(device, "a CUDA device or the CPU")
     if chosen.type == "cuda":
         from tpde.cuda import require_device
 

@@ -11,6 +11,7 @@ reductions over as many bytes of float32 each, which only read; and torch's own 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -71,6 +72,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--shapes", nargs="+", default=[f"{a}x{b}" for a, b in SHAPES])
     arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("bench_gpu_matvec: torch finds no CUDA device on this machine")
     for what, value in gpu_environment().items():
         print(f"{what}: {value}")
     print(

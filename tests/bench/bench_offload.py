@@ -337,13 +337,20 @@ def pictured(table: Table, s: Settings, path: Path) -> None:
         print(f"plot: {path}")
 
 
+def budget(text: str) -> str:
+    """A budget of the command line: a word that Streamed knows, or GiB."""
+    if text not in ("base", "compressed", "all") and not float(text) > 0:
+        raise ValueError
+    return text
+
+
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SIZES, help="of the model (8b; of --giant 40b)")
     parser.add_argument("--layers", type=int, help="of the model, instead of what the size has")
     parser.add_argument("--model", choices=("plain", "transformers"), default="plain", help="whose modules (plain)")
     parser.add_argument(
-        "--budgets", nargs="+", default=["base", "6", "8", "10", "12", "compressed", "all"], metavar="GIB",
+        "--budgets", nargs="+", type=budget, default=["base", "6", "8", "10", "12", "compressed", "all"], metavar="GIB",
         help='GiB, "base" (the smallest that works), "compressed" (nothing is streamed), "all" (nothing is decoded)',
     )  # fmt: skip
     parser.add_argument("--only", choices=ORDER, nargs="+", default=[*ORDER], help="rows beside resident")
@@ -371,7 +378,18 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too, after each row")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw tokens a second against VRAM there, as SVG")
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    # Rows take minutes; what they are written to is looked at before.
+    for option, folder in (
+        ("--loading", arguments.loading),
+        ("--json", arguments.json and arguments.json.parent),
+        ("--plot", arguments.plot and arguments.plot.parent),
+    ):
+        if folder is not None and not folder.is_dir():
+            parser.error(f"{option}: {folder} is no folder")
+    if arguments.steps < 2:
+        parser.error(f"--steps: expected two tokens or more, got {arguments.steps}")
+    return arguments
 
 
 def chosen_device(name: str) -> torch.device:
