@@ -405,6 +405,7 @@ struct Run {
 // Whether elements `first` to first + count - 1 are such a run.
 template <u32 kTarget>
 TPDE_FN bool open_run(const QuantBase& q, u64 first, u32 count, Run& r) {
+  r.plain = false;
   if (q.shift == 255 || first % 32 != 0 || count > 1u << 28) return false;
   if (((first + count) * q.bits + 31) / 32 * 4 > q.packed_bytes) return false;
   r.values = values_of(q);
@@ -423,15 +424,16 @@ TPDE_FN bool open_run(const QuantBase& q, u64 first, u32 count, Run& r) {
 }
 
 // fetch for sixteen bytes of words that are all in the run; `at` is a multiple
-// of their number, and so they are of one group.
-template <u32 kTarget>
-TPDE_FN Fetched fetch(const Run& r, u32 at) {
+// of their number, and so they are of one group. Which runs are plain the caller
+// may know: loops are faster for one kind.
+template <u32 kTarget, bool kPlain>
+TPDE_FN Fetched fetch_run(const Run& r, u32 at) {
   Fetched f;
   f.word[1] = f.word[2] = f.scale[1] = f.zero[1] = 0;
   f.zero[0] = r.middle;
   f.left = kWords<kTarget>;
   const u32 group = (r.before + at) >> r.shift;
-  if (r.plain) {
+  if (kPlain) {
     f.word[0] = load(r.packed + at / 8);
     f.scale[0] = load(reinterpret_cast<const u16*>(r.scale) + group);
     return f;
@@ -443,6 +445,11 @@ TPDE_FN Fetched fetch(const Run& r, u32 at) {
                                   : load(reinterpret_cast<const u32*>(r.scale) + group);
   if (r.zero) f.zero[0] = load(r.zero + group);
   return f;
+}
+
+template <u32 kTarget>
+TPDE_FN Fetched fetch(const Run& r, u32 at) {
+  return r.plain ? fetch_run<kTarget, true>(r, at) : fetch_run<kTarget, false>(r, at);
 }
 
 TPDE_FN void prefetch(const void* p) {
@@ -462,12 +469,15 @@ TPDE_FN void prefetch_codes(const Run& r, u32 at) {
   if (r.zero) prefetch(r.zero + group);
 }
 
+template <u32 kTarget, bool kPlain>
+TPDE_FN Group dequant_run(const Run& r, const Fetched& f, u32 at) {
+  if constexpr (kPlain && kInPairs<kLinear, 4, kTarget>) return dequant_pairs<4, kTarget>(f.word[0], f.scale[0], 8);
+  return dequant_any<kTarget>(r.values, f, at / kWords<kTarget> * kWords<kTarget>, kWords<kTarget>);
+}
+
 template <u32 kTarget>
 TPDE_FN Group dequant_any(const Run& r, const Fetched& f, u32 at) {
-  if constexpr (kInPairs<kLinear, 4, kTarget>) {
-    if (r.plain) return dequant_pairs<4, kTarget>(f.word[0], f.scale[0], 8);
-  }
-  return dequant_any<kTarget>(r.values, f, at / kWords<kTarget> * kWords<kTarget>, kWords<kTarget>);
+  return r.plain ? dequant_run<kTarget, true>(r, f, at) : dequant_run<kTarget, false>(r, f, at);
 }
 
 }  // namespace quant

@@ -58,7 +58,8 @@ __device__ Tile open_tile(const Chunk& chunk, u32 first) {
 }
 
 // Groups of base words of a thread: load asks for one, get waits for it.
-template <u32 N>
+// kPlain: the quantised base is so.
+template <u32 N, bool kPlain>
 struct Base {
 #ifdef QUANT
   quant::Fetched f[N];
@@ -69,7 +70,7 @@ struct Base {
   // Group i of the tile, if it has so many, to place k.
   __device__ __forceinline__ void load(const Tile& t, u32 i, u32 k) {
 #ifdef QUANT
-    if (t.fast > 0) f[k] = quant::fetch<QUANT>(t.run, min_u32(i, t.fast - 1) * kPer);
+    if (t.fast > 0) f[k] = quant::fetch_run<QUANT, kPlain>(t.run, min_u32(i, t.fast - 1) * kPer);
 #else
     g[k] = make_uint4(0, 0, 0, 0);
     if (i < t.fast && t.c.base) g[k] = reinterpret_cast<const uint4*>(t.c.base)[i];
@@ -78,7 +79,7 @@ struct Base {
 
   __device__ __forceinline__ uint4 get(const Tile& t, u32 i, u32 k) const {
 #ifdef QUANT
-    const Group w = quant::dequant_any<QUANT>(t.run, f[k], i * kPer);
+    const Group w = quant::dequant_run<QUANT, kPlain>(t.run, f[k], i * kPer);
     return make_uint4(w.w[0], w.w[1], w.w[2], w.w[3]);
 #else
     return g[k];
@@ -109,13 +110,14 @@ __device__ uint4 apply_group(uint4 base, uint2 low, uint2 high) {
 }
 
 // Every word has a residual. Residuals lie at multiples of 8 bytes.
+template <bool kPlain>
 __device__ void decode_dense(const Tile& t, const WORD* residual) {
   const uint2* add = reinterpret_cast<const uint2*>(residual);
   uint4* to = reinterpret_cast<uint4*>(t.c.dst);
   const u32 n = 2;  // groups whose loads are on their way together; a group is loaded before it is stored
 #pragma unroll 1
   for (u32 from = threadIdx.x; from < t.fast; from += n * kThreads) {
-    Base<n> base;
+    Base<n, kPlain> base;
     uint2 low[n], high[n];
 #pragma unroll
     for (u32 k = 0; k < n; k++) {
@@ -226,11 +228,11 @@ struct Deltas {
 
 // Only the listed words have a residual: those from range[0] to before range[1]
 // are for the tile, once `find` was called. The base is on its way while it is.
-template <typename Find, typename Check>
-__device__ bool decode_sparse(const Tile& t, u32 first, const u32* number, const WORD* residual, const u32* range,
-                              Find find, Check check) {
-  __shared__ __align__(16) WORD tile[kTile];
-  Base<kAhead> base;
+// `tile` is shared memory, 16-byte aligned, for kTile words.
+template <bool kPlain, typename Find, typename Check>
+__device__ bool decode_sparse(WORD* tile, const Tile& t, u32 first, const u32* number, const WORD* residual,
+                              const u32* range, Find find, Check check) {
+  Base<kAhead, kPlain> base;
 #pragma unroll
   for (u32 k = 0; k < kAhead; k++) base.load(t, threadIdx.x + k * kThreads, k);
   find();
@@ -274,7 +276,15 @@ __device__ bool decode_sparse(const Tile& t, u32 first, const u32* number, const
   return good;
 }
 
-// The same where dst is the base, for deltas from `from` to before `to` of a
+template <bool kPlain, typename Find, typename Check>
+__device__ bool decode(bool dense, WORD* tile, const Tile& t, u32 first, const u32* number, const WORD* residual,
+                       const u32* range, Find find, Check check) {
+  if (!dense) return decode_sparse<kPlain>(tile, t, first, number, residual, range, find, check);
+  decode_dense<kPlain>(t, residual + first);
+  return true;
+}
+
+// What decode_sparse does, where dst is the base, for deltas from `from` to before `to` of a
 // chunk: only words that change are touched. Numbers ascend, so each word is
 // changed by one thread.
 __device__ void add_in_place(const Chunk& c, const u32* number, const WORD* residual, u32 from, u32 to) {
@@ -298,6 +308,7 @@ __device__ void add_in_place(const Chunk& c, const u32* number, const WORD* resi
 // delta of BF16, while its part of the base is on its way; the others touch
 // nothing but words of the chunk, whatever they read.
 extern "C" __global__ void __launch_bounds__(kThreads, kBlocks) raw_decode(const __grid_constant__ Batch batch) {
+  __shared__ __align__(16) WORD tile[kTile];
   __shared__ u32 range[2], replaced[2];
   const u32 which = find_item_number(batch, blockIdx.x);
   const Item& item = batch.item[which];
@@ -326,10 +337,18 @@ extern "C" __global__ void __launch_bounds__(kThreads, kBlocks) raw_decode(const
     const WORD* residual = reinterpret_cast<const WORD*>(data + number_bytes);
     auto find = [&] { find_range(range, number, r.deltas, first, behind, c.words); };
     auto check = [&] { return number_of_tile > 0 || good_deltas(c, number, residual, r.deltas); };
-    if (dense) {
-      decode_dense(open_tile(c, first), residual + first);
-    } else if (c.base != c.dst) {
-      good = decode_sparse(open_tile(c, first), first, number, residual, range, find, check);
+    if (dense || c.base != c.dst) {
+      const Tile t = open_tile(c, first);
+#ifdef QUANT
+      const bool plain = t.run.plain;
+#else
+      const bool plain = false;
+#endif
+      if (plain) {
+        good = decode<true>(dense, tile, t, first, number, residual, range, find, check);
+      } else {
+        good = decode<false>(dense, tile, t, first, number, residual, range, find, check);
+      }
     } else {
       // The blocks of a chunk share its deltas evenly, without a search. But what an
       // exception replaces is of its tile's block.
