@@ -92,12 +92,19 @@ def enlarge(pairs: list[Pair]) -> list[Pair]:
     return [Pair(p.name, repeated(p.base), repeated(p.target)) for p in pairs]
 
 
+def commit() -> str:
+    """That of the source tree, or of the bundle of `make gpu-bundle`."""
+    told = ROOT / "COMMIT"
+    if told.exists():
+        return told.read_text().strip()
+    git = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip() or "?"
+
+
 def environment() -> dict[str, str]:
     """Says what was measured, and on what."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "?")
-    git = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False)
     versions = {}
     for package in ("torch", "numpy", "zstandard", "zipnn"):
         try:
@@ -106,7 +113,7 @@ def environment() -> dict[str, str]:
             versions[package] = "not installed"
     return {
         "cpu": cpu,
-        "commit": commit.stdout.strip() or "?",
+        "commit": commit(),
         "tpde": tpde.__version__,
         "python": platform.python_version(),
         **versions,

@@ -18,6 +18,7 @@ from dataclasses import replace
 import torch
 from gpu_timing import gpu_environment, until_done
 
+import bench
 import tpde
 
 SET_BYTES = 512 << 20
@@ -74,7 +75,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("bench_gpu_matvec: torch finds no CUDA device on this machine")
-    for what, value in gpu_environment().items():
+    for what, value in {**gpu_environment(), "commit": bench.commit()}.items():
         print(f"{what}: {value}")
     print(
         f"\n{'outs x ins':>14} {'bits':>4} {'rows':>4} {'us':>8} {'read MB':>9} {'GB/s':>7} {'sum us':>9} "

@@ -7,11 +7,9 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
 WARM_UP = 3
 # What the GPU sleeps while the host queues the calls to time: about 10 ms.
 _HEAD_START_CYCLES = 20_000_000
@@ -107,7 +105,7 @@ def replayed(work: Work, calls: int, repeats: int, batch: int) -> Timing:
 
 
 def gpu_environment() -> dict[str, str]:
-    """GPU, driver and PCIe link, as the driver tells them, and the commit of a bundle."""
+    """GPU, driver and PCIe link, as the driver tells them."""
     fields = "driver_version,pcie.link.gen.current,pcie.link.width.current"
     try:
         command = [
@@ -122,14 +120,10 @@ def gpu_environment() -> dict[str, str]:
     except (OSError, ValueError, subprocess.SubprocessError):
         driver = link = "not told by nvidia-smi"
     device = torch.cuda.get_device_properties(torch.cuda.current_device())
-    about = {
+    return {
         "GPU": device.name,
         "memory": f"{device.total_memory / 2**30:.0f} GiB",
         "driver": driver,
         "PCIe": link,
         "CUDA of torch": str(torch.version.cuda),
     }
-    commit = ROOT / "COMMIT"
-    if commit.exists():
-        about["commit"] = commit.read_text().strip()
-    return about

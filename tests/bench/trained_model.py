@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_timing import gpu_environment
 from llama_shape import Cache, Llama, Shape
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -311,7 +312,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         sys.exit("trained_model: torch finds no CUDA device on this machine; --device cpu --tiny walks through it here")
-    about = bench.environment()
+    about = {**bench.environment(), **(gpu_environment() if arguments.device == "cuda" else {})}
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     sizes = SMALL if arguments.tiny else FULL
     rows = run(sizes, arguments.seconds, arguments.steps, torch.device(arguments.device))
