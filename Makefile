@@ -5,7 +5,7 @@
 #
 #   FUZZTIME  time per fuzz target of `make fuzz`
 #   PYTEST    more arguments for pytest, e.g. PYTEST="-k fork -x"
-#   GPU_PYTHON, GPU_WHEELS, NVCOMP, OFFLOAD_WHEELS   see "GPU machines" below
+#   GPU_PYTHON, GPU_WHEELS, GPU_CUBINS, NVCOMP, OFFLOAD_WHEELS   see "GPU machines" below
 
 VENV     ?= .venv
 PYTHON   ?= python3
@@ -109,11 +109,14 @@ wheel: $(VENV)/.installed ## Build the sdist, and the wheel from it, into dist/
 GPU_PYTHON ?= python3.12
 NVCOMP     ?= nvidia-libnvcomp-cu13==6.0.0.12
 GPU_WHEELS ?= $(NVCOMP) safetensors tqdm hypothesis sortedcontainers pytest pluggy iniconfig packaging pygments
+# Kernels are compiled where they run, once, which takes some minutes in all; or here,
+# for one GPU and the NVRTC of its torch: GPU_CUBINS="sm_90 13.0.88".
+GPU_CUBINS ?=
 # The peers of bench-offload that GPU machines lack; they have CuPy, accelerate and transformers.
 OFFLOAD_WHEELS ?= dfloat11 dahuffman==0.4.2 diffusers bitsandbytes
 
 gpu-bundle: $(VENV)/.installed ## Gather in ./gpu-bundle what a GPU machine without Go and internet needs
-	@GPU_PYTHON='$(GPU_PYTHON)' GPU_WHEELS='$(GPU_WHEELS)' GO='$(GO)' tests/gpu_bundle/build.sh gpu-bundle
+	@GPU_PYTHON='$(GPU_PYTHON)' GPU_WHEELS='$(GPU_WHEELS)' GPU_CUBINS='$(GPU_CUBINS)' GO='$(GO)' tests/gpu_bundle/build.sh gpu-bundle
 
 gpu-bundle-offload: ## The same with the peers of bench-offload instead of nvCOMP
 	@$(MAKE) --no-print-directory gpu-bundle NVCOMP= GPU_WHEELS='$(filter-out $(NVCOMP),$(GPU_WHEELS)) $(OFFLOAD_WHEELS)'

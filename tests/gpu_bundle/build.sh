@@ -6,6 +6,8 @@
 #   GPU_PYTHON  the Python of the GPU machine, as a command or a path here: the
 #               same minor version, with headers and pip (python3.12)
 #   GPU_WHEELS  wheels from PyPI to take along, as pip names them
+#   GPU_CUBINS  kernels to take along compiled, "sm_90 13.0.88": for that GPU, by that
+#               version of nvidia-cuda-nvrtc; of another one they are of no use (none)
 #   GO          the go command (go)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -49,6 +51,15 @@ cp -r core/quant/testdata "$new/core/quant/"
 mv "$new/tests/gpu_bundle/run.sh" "$new/"
 rm -r "$new/tests/gpu_bundle"
 find "$new" -name __pycache__ -prune -exec rm -r {} +
+if [ -n "${GPU_CUBINS:-}" ]; then
+  echo "== kernels for ${GPU_CUBINS% *}, NVRTC ${GPU_CUBINS#* }"
+  scratch=$(mktemp -d)
+  trap 'rm -rf "$new" "$scratch"' EXIT
+  "$python" -m pip install --quiet --no-deps --root-user-action=ignore --target "$scratch/nvrtc" "nvidia-cuda-nvrtc==${GPU_CUBINS#* }"
+  TPDE_SITE_PACKAGES=$scratch/nvrtc "$go" test ./core/device/engine -count=1 -run '^TestCompileAll$' \
+    -archs "${GPU_CUBINS% *}" -cubins "$scratch/cubins" >&2
+  tar -C "$scratch" -cJf "$new/cubins.tar.xz" cubins # a tenth
+fi
 git describe --always --dirty --exclude='*' >"$new/COMMIT" 2>/dev/null || echo unknown >"$new/COMMIT"
 
 size_mb=$(du -sm --apparent-size "$new" | cut -f1)

@@ -33,6 +33,7 @@ install() {
       --root-user-action=ignore --target "$bundle/site-packages" "$bundle"/wheels/*.whl
     echo "$wheels" >"$bundle/site-packages/.installed"
   fi
+  if [ -e "$bundle/cubins.tar.xz" ] && [ ! -d "$bundle/cubins" ]; then tar -C "$bundle" -xJf "$bundle/cubins.tar.xz"; fi
 }
 
 about() {
@@ -58,6 +59,7 @@ case $command in test | bench | bench-offload | trained | gputest | sanitize | p
 
 install
 export PYTHONPATH=$bundle/site-packages${PYTHONPATH:+:$PYTHONPATH}
+export TPDE_CACHE=${TPDE_CACHE:-$bundle/cubins}
 # Where gputest looks for NVRTC and nvCOMP; the Python package finds them by itself.
 TPDE_SITE_PACKAGES=$("$python" -c 'import os, sys; print(":".join(p for p in sys.path if os.path.isdir(p + "/nvidia")))')
 export TPDE_SITE_PACKAGES

@@ -142,6 +142,14 @@ func (l *Library) open(name string, failed *MissingError) *Handle {
 	return h
 }
 
+// OpenBeside opens a library that lies beside this one, which asks the loader for
+// it by its name alone and would not find it. Without such a file nothing happens.
+func (h *Handle) OpenBeside(file string) {
+	s := C.CString(filepath.Join(filepath.Dir(h.Path), file))
+	defer C.free(unsafe.Pointer(s))
+	C.dlopen(s, C.RTLD_LAZY|C.RTLD_LOCAL)
+}
+
 // Symbol returns the address of a function. One that is not there means a
 // version of the library that this build does not know: status.ErrUnsupported.
 func (h *Handle) Symbol(name string) (unsafe.Pointer, error) {

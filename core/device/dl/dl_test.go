@@ -92,3 +92,27 @@ func TestLazyRemembersOnlySuccess(t *testing.T) {
 		}
 	}
 }
+
+// A library is found by its name alone once it was opened beside another.
+func TestOpenBeside(t *testing.T) {
+	root := t.TempDir()
+	dltest.Build(t, filepath.Join(root, "libtpde-outer.so.1"), "int tpde_outer(void) { return 1; }")
+	dltest.Build(t, filepath.Join(root, "libtpde-inner.so.1"), "int tpde_inner(void) { return 2; }", "-Wl,-soname,libtpde-inner.so.1")
+	SetSearch([]string{root})
+	outer, err := (&Library{Title: "outer", Files: []string{"libtpde-outer.so.1"}, Folders: []string{"."}}).Open()
+	SetSearch(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inner := &Library{Title: "inner", Files: []string{"libtpde-inner.so.1"}}
+	outer.OpenBeside("libtpde-none.so.1")
+	if _, err := inner.Open(); err == nil {
+		t.Fatal("it is found by its name before anything opened it")
+	}
+	outer.OpenBeside("libtpde-inner.so.1")
+	if h, err := inner.Open(); err != nil {
+		t.Error(err)
+	} else if _, err := h.Symbol("tpde_inner"); err != nil {
+		t.Error(err)
+	}
+}

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"bytes"
+	"flag"
 	"fmt"
 	"regexp"
 	"slices"
@@ -88,13 +89,21 @@ func openCompiler(t *testing.T) *nvrtc.Compiler {
 	return c
 }
 
+var (
+	cubins = flag.String("cubins", "", "folder, as TPDE_CACHE, where TestCompileAll leaves what it compiles")
+	archs  = flag.String("archs", "sm_80,sm_90,sm_100,sm_120", "what TestCompileAll compiles for")
+)
+
 // TestCompileAll compiles every variant of every kernel for the architectures
 // that people have, as a user's machine does. It needs no GPU.
 func TestCompileAll(t *testing.T) {
 	c := openCompiler(t)
-	t.Setenv("TPDE_CACHE", t.TempDir())
+	if *cubins == "" {
+		*cubins = t.TempDir()
+	}
+	t.Setenv("TPDE_CACHE", *cubins)
 	var group sync.WaitGroup
-	for _, arch := range []string{"sm_80", "sm_90", "sm_100", "sm_120"} {
+	for _, arch := range strings.Split(*archs, ",") {
 		group.Go(func() {
 			for entry, e := range entries {
 				for variant := range e.variants {

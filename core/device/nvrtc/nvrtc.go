@@ -96,6 +96,8 @@ func open(maxMajor int) (*Compiler, error) {
 		return nil, err
 	}
 	c.Major, c.Minor = int(major), int(minor)
+	// The wheels of 13.0, which torch takes, do not tell the loader where their part for built-in functions is.
+	h.OpenBeside(fmt.Sprintf("libnvrtc-builtins.so.%d.%d", major, minor))
 	if err := c.check("nvrtcGetNumSupportedArchs", C.call_count(c.archCount, &n)); err != nil {
 		return nil, err
 	}
