@@ -402,6 +402,10 @@ struct Run {
   bool plain;      // 4 bits, scales of the words' type, no zero points: asked still less
 };
 
+// Whether there are plain runs of words of a type.
+template <u32 kTarget>
+constexpr bool kPlainRuns = kInPairs<kLinear, 4, kTarget>;
+
 // Whether elements `first` to first + count - 1 are such a run.
 template <u32 kTarget>
 TPDE_FN bool open_run(const QuantBase& q, u64 first, u32 count, Run& r) {
@@ -419,7 +423,7 @@ TPDE_FN bool open_run(const QuantBase& q, u64 first, u32 count, Run& r) {
   r.scale = static_cast<const u8*>(q.scale) + group * r.scale_bytes;
   r.zero = q.kind == kLinear && q.zero ? q.zero + group : nullptr;
   r.middle = 1u << (q.bits - 1);
-  r.plain = kInPairs<kLinear, 4, kTarget> && q.kind == kLinear && q.bits == 4 && q.scale_type == kTarget && !q.zero;
+  r.plain = kPlainRuns<kTarget> && q.kind == kLinear && q.bits == 4 && q.scale_type == kTarget && !q.zero;
   return true;
 }
 
@@ -449,7 +453,10 @@ TPDE_FN Fetched fetch_run(const Run& r, u32 at) {
 
 template <u32 kTarget>
 TPDE_FN Fetched fetch(const Run& r, u32 at) {
-  return r.plain ? fetch_run<kTarget, true>(r, at) : fetch_run<kTarget, false>(r, at);
+  if constexpr (kPlainRuns<kTarget>) {
+    if (r.plain) return fetch_run<kTarget, true>(r, at);
+  }
+  return fetch_run<kTarget, false>(r, at);
 }
 
 TPDE_FN void prefetch(const void* p) {
@@ -461,23 +468,27 @@ TPDE_FN void prefetch(const void* p) {
 // Asks for what fetch loads of an element of the run to be brought near: of a row
 // that is a few bytes, and waiting for those would take longer than all else.
 // One element in 128 asks for all up to the next, for it comes in 128 bytes.
+template <bool kPlain>
 TPDE_FN void prefetch_codes(const Run& r, u32 at) {
   if (at % 128 != 0) return;
   const u32 group = (r.before + at) >> r.shift;
-  prefetch(r.packed + at * r.values.bits / 32);
-  prefetch(r.scale + group * r.scale_bytes);
-  if (r.zero) prefetch(r.zero + group);
+  prefetch(r.packed + (kPlain ? at / 8 : at * r.values.bits / 32));
+  prefetch(r.scale + group * (kPlain ? 2 : r.scale_bytes));
+  if (!kPlain && r.zero) prefetch(r.zero + group);
 }
 
 template <u32 kTarget, bool kPlain>
 TPDE_FN Group dequant_run(const Run& r, const Fetched& f, u32 at) {
-  if constexpr (kPlain && kInPairs<kLinear, 4, kTarget>) return dequant_pairs<4, kTarget>(f.word[0], f.scale[0], 8);
+  if constexpr (kPlain) return dequant_pairs<4, kTarget>(f.word[0], f.scale[0], 8);
   return dequant_any<kTarget>(r.values, f, at / kWords<kTarget> * kWords<kTarget>, kWords<kTarget>);
 }
 
 template <u32 kTarget>
 TPDE_FN Group dequant_any(const Run& r, const Fetched& f, u32 at) {
-  return r.plain ? dequant_run<kTarget, true>(r, f, at) : dequant_run<kTarget, false>(r, f, at);
+  if constexpr (kPlainRuns<kTarget>) {
+    if (r.plain) return dequant_run<kTarget, true>(r, f, at);
+  }
+  return dequant_run<kTarget, false>(r, f, at);
 }
 
 }  // namespace quant

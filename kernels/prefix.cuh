@@ -271,9 +271,9 @@ TPDE_FN void decode_row(const Block<Word>& b, const Row<Word>& row, Bits<Memory>
 template <typename Word, bool Keyed, bool Pair, typename Memory>
 TPDE_FN void decode_part(const Block<Word>& b, Bits<Memory>& bits, const Decoding& d, u32 first, u32 count) {
   Row<Word> row;
-  load_row<false>(b, first, count, row);
+  load_row<false, false>(b, first, count, row);
 #ifdef QUANT
-  dequant_row<false>(b, first, count, row);
+  dequant_row<false, false>(b, first, count, row);
 #endif
   Group out[Shape<Word>::kVectors];
   decode_row<Word, Keyed, Pair, true>(b, row, bits, d, first, count, out);
@@ -283,8 +283,9 @@ TPDE_FN void decode_part(const Block<Word>& b, Bits<Memory>& bits, const Decodin
 // Decodes the bit string of a lane, which is bits `start` to `end` - 1 of
 // `count` words at `words`, which are in that memory, and writes the lane's
 // target words. Returns false if it ends elsewhere. Near: rows are aligned, and
-// `queue` has been started. The tables are in shared memory.
-template <typename Word, bool Keyed, bool Pair, bool Near, typename Memory>
+// `queue` has been started. Plain: the run of the quantised base is. The tables
+// are in shared memory.
+template <typename Word, bool Keyed, bool Pair, bool Near, bool Plain, typename Memory>
 TPDE_FN bool decode_lane(const Block<Word>& b, u32 lane, const Decoding& d, const u32* words, u32 count, u32 start,
                          u32 end, Queue<Word>& queue) {
   const u32 own = Shape<Word>::kWords, row = Shape<Word>::kRow;
@@ -294,12 +295,12 @@ TPDE_FN bool decode_lane(const Block<Word>& b, u32 lane, const Decoding& d, cons
     const u32 rows = b.words / row, ahead = Shape<Word>::kAhead, last = (rows - 1) * row + lane * own;
 #pragma unroll 1
     for (u32 i = 0; i < rows; i++, first += row) {
-      const Row<Word> whole = queue.take(b, first, last);
-      if (Queue<Word>::kRefillFirst) queue.fetch(b, first + ahead * row, i + ahead < rows);
+      const Row<Word> whole = queue.template take<Plain>(b, first, last);
+      if (Queue<Word>::kRefillFirst) queue.template fetch<Plain>(b, first + ahead * row, i + ahead < rows);
       Group out[Shape<Word>::kVectors];
       decode_row<Word, Keyed, Pair, false>(b, whole, bits, d, first, own, out);
       queue.store(b, first, out);
-      if (!Queue<Word>::kRefillFirst) queue.fetch(b, first + ahead * row, i + ahead < rows);
+      if (!Queue<Word>::kRefillFirst) queue.template fetch<Plain>(b, first + ahead * row, i + ahead < rows);
     }
     if (first < b.words) decode_part<Word, Keyed, Pair>(b, bits, d, first, min_u32(b.words - first, own));
   } else {
@@ -319,19 +320,25 @@ TPDE_FN bool decode_lane(const Block<Word>& b, u32 lane, const Decoding& d, cons
 template <typename Word>
 TPDE_FN bool decode_lane(const Tables& t, const Block<Word>& b, u32 lane, const Decoding& d, bool near,
                          const u32* words, u32 count, u32 start, u32 end, Queue<Word>& queue) {
-  if (!near) return decode_lane<Word, true, false, false, Global>(b, lane, d, words, count, start, end, queue);
+  if (!near) return decode_lane<Word, true, false, false, false, Global>(b, lane, d, words, count, start, end, queue);
 #ifdef ADD
-  return decode_lane<Word, true, false, true, Shared>(b, lane, d, words, count, start, end, queue);
+  return decode_lane<Word, true, false, true, false, Shared>(b, lane, d, words, count, start, end, queue);
 #else
   const bool pairs = t.longest <= kPairBits;
-#ifndef QUANT
+#ifdef QUANT
+  if constexpr (quant::kPlainRuns<QUANT>) {
+    if (pairs && b.run.plain) {
+      return decode_lane<Word, true, true, true, true, Shared>(b, lane, d, words, count, start, end, queue);
+    }
+  }
+#else
   if (t.mask == 0 || !b.base) {  // one context, or base words of zero, whose key is 0
-    return pairs ? decode_lane<Word, false, true, true, Shared>(b, lane, d, words, count, start, end, queue)
-                 : decode_lane<Word, false, false, true, Shared>(b, lane, d, words, count, start, end, queue);
+    return pairs ? decode_lane<Word, false, true, true, false, Shared>(b, lane, d, words, count, start, end, queue)
+                 : decode_lane<Word, false, false, true, false, Shared>(b, lane, d, words, count, start, end, queue);
   }
 #endif
-  return pairs ? decode_lane<Word, true, true, true, Shared>(b, lane, d, words, count, start, end, queue)
-               : decode_lane<Word, true, false, true, Shared>(b, lane, d, words, count, start, end, queue);
+  return pairs ? decode_lane<Word, true, true, true, false, Shared>(b, lane, d, words, count, start, end, queue)
+               : decode_lane<Word, true, false, true, false, Shared>(b, lane, d, words, count, start, end, queue);
 #endif
 }
 

@@ -19,8 +19,9 @@ struct Row {
 };
 
 // Loads `count` words from word `first` on, 1 to Shape::kWords. Whole: all of
-// those, and base, target and planes are aligned.
-template <bool Whole, typename Word>
+// those, and base, target and planes are aligned. Plain: so is the run of the
+// quantised base (here and below).
+template <bool Whole, bool Plain, typename Word>
 TPDE_FN void load_row(const Block<Word>& b, u32 first, u32 count, Row<Word>& row) {
   const u32 per = 16 / sizeof(Word);
 #pragma unroll
@@ -29,7 +30,7 @@ TPDE_FN void load_row(const Block<Word>& b, u32 first, u32 count, Row<Word>& row
     const u32 left = Whole ? per : count > v * per ? min_u32(count - v * per, per) : 0;
 #ifdef QUANT
     if (Whole) {
-      row.fetched[v] = quant::fetch<QUANT>(b.run, first + v * per);
+      row.fetched[v] = quant::fetch_run<QUANT, Plain>(b.run, first + v * per);
     } else if (left > 0) {
       row.fetched[v] = quant::fetch<QUANT>(*b.quantised, b.first + first + v * per, left);
     }
@@ -56,14 +57,14 @@ TPDE_FN void load_row(const Block<Word>& b, u32 first, u32 count, Row<Word>& row
 
 #ifdef QUANT
 // Makes base words of what was loaded, `count` from word `first` on.
-template <bool Whole, typename Word>
+template <bool Whole, bool Plain, typename Word>
 TPDE_FN void dequant_row(const Block<Word>& b, u32 first, u32 count, Row<Word>& row) {
   const u32 per = 16 / sizeof(Word);
 #pragma unroll
   for (u32 v = 0; v < Shape<Word>::kVectors; v++) {
     const u32 left = Whole ? per : count > v * per ? min_u32(count - v * per, per) : 0;
     if (Whole) {
-      row.base[v] = quant::dequant_any<QUANT>(b.run, row.fetched[v], first + v * per);
+      row.base[v] = quant::dequant_run<QUANT, Plain>(b.run, row.fetched[v], first + v * per);
     } else if (left > 0) {
       const quant::Values values = quant::values_of(*b.quantised);
       row.base[v] = quant::dequant_any<QUANT>(values, row.fetched[v], (u32)b.first + first + v * per, left);
@@ -100,17 +101,22 @@ struct Queue {
 
   TPDE_FN void start(const Block<Word>& b, u32 rows, u32 own) {
     for (u32 i = 1; i < Shape<Word>::kFetch; i++) {
-      quant::prefetch_codes(b.run, min_u32(i, rows - 1) * Shape<Word>::kRow + own);
+      quant::prefetch_codes<false>(b.run, min_u32(i, rows - 1) * Shape<Word>::kRow + own);
     }
-    load_row<true>(b, own, Shape<Word>::kWords, row);
+    if constexpr (quant::kPlainRuns<QUANT>) {
+      if (b.run.plain) return load_row<true, true>(b, own, Shape<Word>::kWords, row);
+    }
+    load_row<true, false>(b, own, Shape<Word>::kWords, row);
   }
+  template <bool Plain>
   TPDE_FN void fetch(const Block<Word>& b, u32 first, bool exists) {
     if (!exists) return;
-    load_row<true>(b, first, Shape<Word>::kWords, row);
+    load_row<true, Plain>(b, first, Shape<Word>::kWords, row);
   }
+  template <bool Plain>
   TPDE_FN Row<Word> take(const Block<Word>& b, u32 first, u32 last) {
-    quant::prefetch_codes(b.run, min_u32(first + Shape<Word>::kFetch * Shape<Word>::kRow, last));
-    dequant_row<true>(b, first, Shape<Word>::kWords, row);
+    quant::prefetch_codes<Plain>(b.run, min_u32(first + Shape<Word>::kFetch * Shape<Word>::kRow, last));
+    dequant_row<true, Plain>(b, first, Shape<Word>::kWords, row);
     return row;
   }
   TPDE_FN void store(const Block<Word>& b, u32 first, const Group* out) const {
@@ -153,9 +159,10 @@ struct Queue {
   }
   TPDE_FN void start(const Block<Word>& b, u32 rows, u32 own) {
 #pragma unroll
-    for (u32 i = 0; i < Shape<Word>::kAhead; i++) fetch(b, i * Shape<Word>::kRow + own, i < rows);
+    for (u32 i = 0; i < Shape<Word>::kAhead; i++) fetch<false>(b, i * Shape<Word>::kRow + own, i < rows);
   }
   // Asks for a row, words from `first` on, if it exists. There is place for kAhead.
+  template <bool>
   TPDE_FN void fetch(const Block<Word>& b, u32 first, bool exists) {
     u32* to = room + tail;
     go_on(tail);
@@ -175,6 +182,7 @@ struct Queue {
     commit_copies();
   }
   // The next row. Once it is decoded there is a place for another.
+  template <bool>
   TPDE_FN Row<Word> take(const Block<Word>& b, u32, u32) {
     wait_copies_but<Shape<Word>::kAhead - 1>();
     meet();

@@ -339,16 +339,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, kBlocks) raw_decode(const
     auto check = [&] { return number_of_tile > 0 || good_deltas(c, number, residual, r.deltas); };
     if (dense || c.base != c.dst) {
       const Tile t = open_tile(c, first);
+      bool plain = false;
 #ifdef QUANT
-      const bool plain = t.run.plain;
-#else
-      const bool plain = false;
-#endif
-      if (plain) {
-        good = decode<true>(dense, tile, t, first, number, residual, range, find, check);
-      } else {
-        good = decode<false>(dense, tile, t, first, number, residual, range, find, check);
+      if constexpr (quant::kPlainRuns<QUANT>) {
+        plain = t.run.plain;
+        if (plain) good = decode<true>(dense, tile, t, first, number, residual, range, find, check);
       }
+#endif
+      if (!plain) good = decode<false>(dense, tile, t, first, number, residual, range, find, check);
     } else {
       // The blocks of a chunk share its deltas evenly, without a search. But what an
       // exception replaces is of its tile's block.
