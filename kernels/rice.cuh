@@ -13,6 +13,9 @@
 // (rice_walk.cuh). Chunks with more changed words, or very long ones, are decoded
 // tile by tile (rice_serial.cuh). The data may be anything: each read and write is bounded,
 // and so is the work.
+//
+// With -DRICE_UNITS chunks whose values are listed are not decoded in tiles, but
+// all at once (rice_units.cuh). No GPU has run that yet: it is for tests.
 #pragma once
 
 #include "rice_head.cuh"
@@ -20,6 +23,9 @@
 #include "rice_serial.cuh"
 #include "rice_state.cuh"
 #include "rice_tile.cuh"
+#ifdef RICE_UNITS
+#include "rice_units.cuh"
+#endif
 #include "rice_values.cuh"
 #include "rice_walk.cuh"
 
@@ -143,6 +149,10 @@ TPDE_FN void decode_events(Shared<Word>& s, const Block<Word>& b, const Tables& 
   }
   if (way == kWalked) {
     decode_tiles<Word, true>(s, b, tables, data, ahead);
+#if defined(RICE_UNITS) && !defined(QUANT)  // whose words would be dequantised twice
+  } else if (has_units(b)) {
+    decode_units<Word>(s, b, tables, data, ahead);
+#endif
   } else {
     decode_tiles<Word, false>(s, b, tables, data, ahead);
   }

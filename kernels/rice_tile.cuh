@@ -361,10 +361,16 @@ TPDE_FN Place<Word> locate_event(const Shared<Word>& s, const Steps<Word, InShar
   return locate(s, steps, c, c == kDense ? i : (u16)(s.list[f.from + i] - f.bias));
 }
 
+// The residual of one unit that a sign bit stands for.
+template <typename Word>
+TPDE_FN Word unit_change(u32 sign) {
+  return (Word)((Word)1 - (Word)(sign << 1));
+}
+
 // Moves a word of the tile at word `first` by one unit, as a sign bit says.
 template <typename Word>
 TPDE_FN void apply_sign(const Block<Word>& b, u32 first, const Place<Word>& place, u32 sign) {
-  b.dst[first + place.at] = apply<Word>(place.word, (Word)((Word)1 - (Word)(sign << 1)));
+  b.dst[first + place.at] = apply<Word>(place.word, unit_change<Word>(sign));
 }
 
 }  // namespace rice
