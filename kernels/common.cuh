@@ -65,6 +65,9 @@ TPDE_FN u32 byte_swap(u32 x) {
 #endif
 }
 
+// Selectors of permute: the low halves of a and b, b's above, and the high ones.
+const u32 kLowHalves = 0x5410, kHighHalves = 0x7632;
+
 // Bytes of a (0 to 3) and b (4 to 7), chosen by the digits of `selector`.
 TPDE_FN u32 permute(u32 a, u32 b, u32 selector) {
 #ifdef __CUDA_ARCH__

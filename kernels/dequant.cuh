@@ -63,23 +63,6 @@ TPDE_FN u32 funnel_right(u32 a, u32 above, u32 shift) {
 #endif
 }
 
-// The low halves of two registers, b's above a's, and the high ones.
-TPDE_FN u32 low_halves(u32 a, u32 b) {
-#ifdef __CUDA_ARCH__
-  return __byte_perm(a, b, 0x5410);
-#else
-  return (a & 0xffff) | b << 16;
-#endif
-}
-
-TPDE_FN u32 high_halves(u32 a, u32 b) {
-#ifdef __CUDA_ARCH__
-  return __byte_perm(a, b, 0x7632);
-#else
-  return a >> 16 | (b & 0xffff0000);
-#endif
-}
-
 template <typename T>
 TPDE_FN T load(const T* p) {
 #ifdef __CUDA_ARCH__
@@ -124,19 +107,19 @@ TPDE_FN u32 narrow_pair(float lo, float hi) {
 #endif
 }
 
-// a + b and a * b of 16-bit floats, rounded once, in each half of a register. Not
-// for GPUs before sm_80; on the host, by way of float32, where they are exact.
-#ifndef __CUDA_ARCH__
+// A 16-bit float as float32, exact.
 template <u32 kTarget>
-TPDE_FN float widen(u16 w) { return kTarget == kBF16 ? float_of((u32)w << 16) : F16::widen(w); }
-#endif
+TPDE_FN float widen(u32 half) {
+  return kTarget == kBF16 ? float_of(half << 16) : widen_f16((u16)half);
+}
 
+TPDE_FN u32 twice(u32 half) { return half << 16 | half; }
+
+// a + b and a * b of both halves, rounded once. By way of float32, as on the host
+// and on GPUs before sm_80, only where that is exact.
 template <u32 kTarget>
 TPDE_FN u32 add_pair(u32 a, u32 b) {
-#ifndef __CUDA_ARCH__
-  return narrow_pair<kTarget>(add_float(widen<kTarget>((u16)a), widen<kTarget>((u16)b)),
-                              add_float(widen<kTarget>((u16)(a >> 16)), widen<kTarget>((u16)(b >> 16))));
-#else
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   u32 c;
   if (kTarget == kF16) {
     asm("add.rn.f16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));
@@ -148,15 +131,15 @@ TPDE_FN u32 add_pair(u32 a, u32 b) {
 #endif
   }
   return c;
+#else
+  return narrow_pair<kTarget>(add_float(widen<kTarget>(a & 0xffff), widen<kTarget>(b & 0xffff)),
+                              add_float(widen<kTarget>(a >> 16), widen<kTarget>(b >> 16)));
 #endif
 }
 
 template <u32 kTarget>
 TPDE_FN u32 multiply_pair(u32 a, u32 b) {
-#ifndef __CUDA_ARCH__
-  return narrow_pair<kTarget>(multiply(widen<kTarget>((u16)a), widen<kTarget>((u16)b)),
-                              multiply(widen<kTarget>((u16)(a >> 16)), widen<kTarget>((u16)(b >> 16))));
-#else
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   u32 c;
   if (kTarget == kF16) {
     asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));
@@ -168,6 +151,9 @@ TPDE_FN u32 multiply_pair(u32 a, u32 b) {
 #endif
   }
   return c;
+#else
+  return narrow_pair<kTarget>(multiply(widen<kTarget>(a & 0xffff), widen<kTarget>(b & 0xffff)),
+                              multiply(widen<kTarget>(a >> 16), widen<kTarget>(b >> 16)));
 #endif
 }
 
@@ -284,40 +270,56 @@ TPDE_FN GroupScale group_scale(u32 scale_type, u32 scale, u32 zero) {
   return g;
 }
 
-// Whether two values are made at once where scales are of the type of the words:
-// in that type, the sum of a code and 128 or 1024 is exact, so is the difference
-// of that and the zero point's, and the product with the scale is rounded once,
-// as it is by way of float32, where it is exact.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-template <u32 kKind, u32 kBits, u32 kTarget>
-constexpr bool kInPairs = false;
-#else
+// An octet, eight codes, as two halves of four: code i from bit kBits * i on, code
+// i + 4 sixteen bits above. Not for 8 bits, where two words are an octet.
+template <u32 kKind, u32 kBits>
+TPDE_FN u32 spread(const u32* codes, u32 octet) {
+  if (kBits == 2) return permute(codes[octet / 2], 0, octet % 2 ? 0x4342 : 0x4140);
+  if (kBits == 3) {
+    const u32 at = octet * 24 / 32, shift = octet * 24 % 32;
+    const u32 c = shift ? funnel_right(codes[at], shift > 8 ? codes[at + 1] : 0, shift) : codes[at];
+    return (c & 0xfff) | (c & 0xfff000) << 4;
+  }
+  const u32 w = codes[octet];
+  return kKind == kCodebook ? (w & 0x0f0f0f0f) << 4 | (w >> 4 & 0x0f0f0f0f) : w;
+}
+
+// The values of a code in each half, times the scale in both, where scales are of
+// the words' own type: codes become numbers there by being put behind an exponent,
+// as 128 or 1024 more, and every step but the product is exact. less: that much
+// and the zero point, negative. The product is rounded once, as it is by way of
+// float32, where it is exact.
+template <u32 kTarget>
+constexpr u32 kRaise = kTarget == kBF16 ? 0x4300 : 0x6400;
+template <u32 kTarget>
+TPDE_FN u32 exact_pair(u32 codes, u32 less, u32 scale) {
+  return multiply_pair<kTarget>(add_pair<kTarget>(codes | twice(kRaise<kTarget>), less), scale);
+}
+
+// 128 or 1024 and a zero point, negative, in both halves. Of BF16 that is exact for
+// zero points below 128 only.
+template <u32 kTarget>
+TPDE_FN u32 raised_zero(u32 zero) { return twice(0x8000 | kRaise<kTarget> | zero); }
+template <u32 kTarget>
+TPDE_FN bool is_exact_zero(u32 zero) { return kTarget == kF16 || zero < 128; }
+
+// Whether values are made so, two at once.
 template <u32 kKind, u32 kBits, u32 kTarget>
 constexpr bool kInPairs = kKind == kLinear && kBits < 8 && kTarget != kF32;
-#endif
-
-// Whether a zero point plus 128 or 1024 is exact, too.
-template <u32 kTarget>
-TPDE_FN bool fits_pairs(u32 zero) { return kTarget == kF16 || zero < 128; }
 
 // Eight words, value j beside value j + 4 until the end.
 template <u32 kBits, u32 kTarget>
 TPDE_FN Group dequant_pairs(u32 codes, u32 scale, u32 zero) {
-  const u32 both = 0x10001, four = (1u << 4 * kBits) - 1, mask = (1u << kBits) - 1;
-  const u32 offset = kTarget == kBF16 ? 0x4300 : 0x6400;  // 128, 1024
-  const u32 halves = (codes & four) | (codes << (16 - 4 * kBits) & four << 16);
-  const u32 less = (0x8000 | offset | zero) * both, factor = scale * both;
+  const u32 halves = spread<kLinear, kBits>(&codes, 0), mask = twice((1u << kBits) - 1);
+  const u32 less = raised_zero<kTarget>(zero), factor = twice(scale);
   u32 v[4];
 #pragma unroll
-  for (u32 j = 0; j < 4; j++) {
-    const u32 raised = (halves >> j * kBits & mask * both) | offset * both;
-    v[j] = multiply_pair<kTarget>(add_pair<kTarget>(raised, less), factor);
-  }
+  for (u32 j = 0; j < 4; j++) v[j] = exact_pair<kTarget>(halves >> kBits * j & mask, less, factor);
   Group out;
 #pragma unroll
   for (u32 j = 0; j < 2; j++) {
-    out.w[j] = low_halves(v[2 * j], v[2 * j + 1]);
-    out.w[2 + j] = high_halves(v[2 * j], v[2 * j + 1]);
+    out.w[j] = permute(v[2 * j], v[2 * j + 1], kLowHalves);
+    out.w[2 + j] = permute(v[2 * j], v[2 * j + 1], kHighHalves);
   }
   return out;
 }
@@ -344,7 +346,7 @@ TPDE_FN Group dequant_group(const Values& q, const Fetched& f, u32 first, u32 co
   if (n * kBits > 32) codes[1] = funnel_right(b, in_order<kKind>(f.word[2]), shift);
 
   if constexpr (kInPairs<kKind, kBits, kTarget>) {
-    if (q.scale_type == kTarget && f.left >= count && fits_pairs<kTarget>(f.zero[0])) {
+    if (q.scale_type == kTarget && f.left >= count && is_exact_zero<kTarget>(f.zero[0])) {
       return dequant_pairs<kBits, kTarget>(codes[0], f.scale[0], f.zero[0]);
     }
   }

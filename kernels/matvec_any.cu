@@ -29,7 +29,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) matvec_any(const __grid_c
     for (u32 j = 0; j < kElems; j++) {
       if (j < count) {
         const u32 half = g.w[j / 2 % 4] >> j % 2 * 16 & 0xffff;
-        const float weight = TYPE == quant::kF32 ? float_of(g.w[j % 4]) : widen<TYPE>(half);
+        const float weight = TYPE == quant::kF32 ? float_of(g.w[j % 4]) : quant::widen<TYPE>(half);
 #pragma unroll
         for (u32 row = 0; row < kColumns; row++) {
           if (first_row + row < m.rows) {

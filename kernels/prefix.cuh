@@ -24,8 +24,6 @@ TPDE_FN u32 shift_left(u32 w, u32 n) {
 #endif
 }
 
-const u32 kLowHalves = 0x5410, kHighHalves = 0x7632;
-
 // The sums of both halves, each modulo 2^16.
 TPDE_FN u32 add_halves(u32 a, u32 b) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

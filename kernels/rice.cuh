@@ -31,11 +31,6 @@
 
 namespace rice {
 
-// Steps are in shared memory, unless words are so large that exponents, which
-// the encoder takes for keys, have 11 bits.
-template <typename Word>
-constexpr bool kNear = sizeof(Word) < 8;
-
 // How a chunk is decoded, by what of it shared memory holds.
 enum Way : u32 {
   kAllListed,  // all events, and all values
@@ -91,9 +86,7 @@ TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& t
   u8* codes = codes_of(s);
   EACH_THREAD(t, kThreads) {  // read behind a barrier
     if (t < kClasses) {
-      const bool sign = s.classes[t].kind != kValued;
-      s.origin[t] = Origin{h.start[t], Walk ? kPosition : sign ? kSign : kValue, sign ? h.sign_at[t] : h.values_at[t],
-                           h.start[t] + h.events[t]};
+      s.origin[t] = origin_of(s, t, Walk);
     }
   }
 #pragma unroll 1
@@ -112,12 +105,12 @@ TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& t
       const Numbering numbering(s);
 #pragma unroll 1
       for (u32 n = t; n < numbering.all(); n += kThreads) {
-        u32 i = n;
-        const u32 c = numbering.class_of(i);
-        const Found f = s.found[c];
+        const Event e(s, numbering, n);
+        const Found& f = e.found;
+        const u32 i = e.number;
         // Loaded before it is needed, and of other classes in vain.
         const u32 sign = bit_at(data, string_words, f.at + i);
-        const Place<Word> place = locate_event(s, steps, c, i);
+        const Place<Word> place = locate_event(s, steps, e.c, i);
         if (f.note == kSign) {
           apply_sign(b, first, place, sign);
         } else {

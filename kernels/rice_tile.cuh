@@ -76,6 +76,11 @@ TPDE_FN void stage_tile(Shared<Word>& s, const Block<Word>& b, u32 first, u32 t,
   }
 }
 
+// Steps are in shared memory, unless words are so large that exponents, which
+// the encoder takes for keys, have 11 bits.
+template <typename Word>
+constexpr bool kNear = sizeof(Word) < 8;
+
 // The steps of keys: in shared memory, unless there are many. An offset is that
 // of a key's step in bytes; it comes from a rotated word, of which all other
 // bits are masked off.
@@ -119,6 +124,18 @@ struct Steps {
   }
 };
 
+// Adds the words of each class among the first `count` of a group.
+template <typename Word, bool InShared>
+TPDE_FN void count_group(const Steps<Word, InShared>& steps, const Group& g, u32 count, Counts& sum) {
+#pragma unroll
+  for (u32 part = 0; part < Shape<Word>::kPer; part += 8) {  // half a byte holds no more
+    u32 n = 0;
+#pragma unroll
+    for (u32 i = part; i < part + 8 && i < Shape<Word>::kPer; i++) n += i < count ? steps.step(g, i) : 0;
+    sum = sum + Counts{n & 0x0f0f0f0f, n >> 4 & 0x0f0f0f0f};
+  }
+}
+
 // What thread t counts in its stretch: sum.g[j] in the groups before group j,
 // sum.all in all.
 template <typename Word>
@@ -134,14 +151,7 @@ TPDE_FN void count_stretch(const Shared<Word>& s, const Steps<Word, InShared>& s
 #pragma unroll
   for (u32 j = 0; j < Shape<Word>::kStretch; j++) {
     sum.g[j] = sum.all;
-    const Group g = load_whole(&s.tile[own ^ j]);
-#pragma unroll
-    for (u32 part = 0; part < Shape<Word>::kPer; part += 8) {  // half a byte holds no more
-      u32 n = 0;
-#pragma unroll
-      for (u32 i = part; i < part + 8 && i < Shape<Word>::kPer; i++) n += steps.step(g, i);
-      sum.all = sum.all + Counts{n & 0x0f0f0f0f, n >> 4 & 0x0f0f0f0f};
-    }
+    count_group(steps, load_whole(&s.tile[own ^ j]), Shape<Word>::kPer, sum.all);
   }
 }
 
@@ -329,6 +339,15 @@ TPDE_FN Place<Word> locate(const Shared<Word>& s, const Steps<Word, InShared>& s
   return Place<Word>{group * Sh::kPer + word, reinterpret_cast<const Word*>(slot)[word]};
 }
 
+// Where the events of class c start in a chunk. walk: it is walked.
+template <typename Word>
+TPDE_FN Origin origin_of(const Shared<Word>& s, u32 c, bool walk) {
+  const Head& h = s.head;
+  const bool sign = s.classes[c].kind != kValued;
+  return Origin{h.start[c], walk ? kPosition : sign ? kSign : kValue, sign ? h.sign_at[c] : h.values_at[c],
+                h.start[c] + h.events[c]};
+}
+
 // The events of a tile are numbered, class by class.
 struct Numbering {
   u32 end[kClasses];  // number of the event behind the last one of each class
@@ -350,6 +369,18 @@ struct Numbering {
     }
     n -= before;
     return c;
+  }
+};
+
+// An event, its number in its class, and where those of the class are.
+struct Event {
+  u32 c, number;
+  Found found;
+
+  template <typename Word>
+  TPDE_FN Event(const Shared<Word>& s, const Numbering& numbering, u32 n) : number(n) {
+    c = numbering.class_of(number);
+    found = s.found[c];
   }
 };
 

@@ -47,24 +47,21 @@ TPDE_FN u16* units_before(Shared<Word>& s, u32 c) {
   return reinterpret_cast<u16*>(reinterpret_cast<Counts*>(s.tile) + UnitShape<Word>::kCounts) + c * kMaxUnits;
 }
 
-// The `count` base words from word `first` on, a multiple of a group's, and zeros.
+// How many words of the group at word `first` the chunk has, those in the base,
+// and zeros. None behind its end.
 template <typename Word>
-TPDE_FN Group base_group(const Block<Word>& b, u32 first, u32 count) {
-  return b.base ? load_words<Word>(b.base + first, count) : Group{{0, 0, 0, 0}};
+TPDE_FN u32 words_from(const Block<Word>& b, u32 first) {
+  return first < b.words ? min_u32(b.words - first, Shape<Word>::kPer) : 0;
+}
+template <typename Word>
+TPDE_FN Group base_group(const Block<Word>& b, u32 first) {
+  return b.base ? load_words<Word>(b.base + first, words_from(b, first)) : Group{{0, 0, 0, 0}};
 }
 
-// The words of each class among the first `count` of a group.
-template <typename Word, bool InShared>
-TPDE_FN Counts count_group(const Steps<Word, InShared>& steps, const Group& g, u32 count) {
-  Counts sum = {0, 0};
-#pragma unroll
-  for (u32 part = 0; part < Shape<Word>::kPer; part += 8) {  // half a byte holds no more
-    u32 n = 0;
-#pragma unroll
-    for (u32 i = part; i < part + 8 && i < Shape<Word>::kPer; i++) n += i < count ? steps.step(g, i) : 0;
-    sum = sum + Counts{n & 0x0f0f0f0f, n >> 4 & 0x0f0f0f0f};
-  }
-  return sum;
+// The rows that a chunk has.
+template <typename Word>
+TPDE_FN u32 rows_in(const Block<Word>& b) {
+  return (b.words + UnitShape<Word>::kRowWords - 1) / UnitShape<Word>::kRowWords;
 }
 
 // Sums up over the lanes of each row.
@@ -94,9 +91,10 @@ TPDE_FN void count_rows(Shared<Word>& s, const Block<Word>& b, const Steps<Word,
     Private<Counts, kThreads> sum;
     EACH_THREAD(t, kThreads) {
       const u32 word = first + (first_group<Word>(t) + j * 32) * per;
-      const u32 count = Whole ? per : word < b.words ? min_u32(b.words - word, per) : 0;
-      const Group g = Whole ? tile[t].g[j] : base_group(b, word, count);
-      sum[t] = count_group(steps, g, count);
+      const u32 count = Whole ? per : words_from(b, word);
+      const Group g = Whole ? tile[t].g[j] : base_group(b, word);
+      sum[t] = Counts{0, 0};
+      count_group(steps, g, count, sum[t]);
       if (copy && Whole) store_whole(b.dst + word, g);
       if (copy && !Whole) store_words<Word>(b.dst + word, count, g);
     }
@@ -152,13 +150,7 @@ TPDE_FN void scan_units(Shared<Word>& s, Private<Group, kThreads>& v) {
   Group* const sums = reinterpret_cast<Group*>(s.total);
   Group sum = v.value;
 #pragma unroll
-  for (u32 d = 1; d < 32; d *= 2) {
-#pragma unroll
-    for (u32 i = 0; i < 4; i++) {
-      const u32 up = __shfl_up_sync(0xffffffffu, sum.w[i], d);
-      if (lane >= d) sum.w[i] += up;
-    }
-  }
+  for (u32 i = 0; i < 4; i++) sum.w[i] = scan_warp(sum.w[i]);
   if (lane == 31) store_shared(sums + warp, sum);
   barrier();
 #pragma unroll
@@ -182,9 +174,8 @@ TPDE_FN void scan_units(Shared<Word>& s, Private<Group, kThreads>& v) {
 // Notes what is before each unit, and that a chunk is corrupt which has another
 // number of dense words.
 template <typename Word>
-TPDE_FN void sum_units(Shared<Word>& s, u32 words) {
-  const u32 units = (words + UnitShape<Word>::kWords - 1) / UnitShape<Word>::kWords;
-  const u32 rows = (words + UnitShape<Word>::kRowWords - 1) / UnitShape<Word>::kRowWords;
+TPDE_FN void sum_units(Shared<Word>& s, const Block<Word>& b) {
+  const u32 rows = rows_in(b), units = (rows + kUnitRows - 1) / kUnitRows;
   Private<Group, kThreads> own, before;
   EACH_THREAD(t, kThreads) { before[t] = own[t] = unit_words(s, t, rows); }
   scan_units(s, before);
@@ -210,10 +201,9 @@ TPDE_FN u32 find_word(Shared<Word>& s, const Block<Word>& b, const Steps<Word, I
     unit.step_if(d * (u32)sizeof(u16), unit.plus(d * (u32)sizeof(u16)).half(), n);
   }
   n -= unit.half();
-  const u32 unit_number = unit.minus(units) / (u32)sizeof(u16), first_row = unit_number * kUnitRows;
-  if (unit_number * UnitShape<Word>::kWords >= b.words) return kBits;
-  // Rows behind the end of the chunk have not been counted, and are none of it.
-  const u32 rows = min_u32((b.words + UnitShape<Word>::kRowWords - 1) / UnitShape<Word>::kRowWords - first_row, kUnitRows);
+  const u32 first_row = unit.minus(units) / (u32)sizeof(u16) * kUnitRows, all = rows_in(b);
+  if (first_row >= all) return kBits;
+  const u32 rows = min_u32(all - first_row, kUnitRows);  // those behind have not been counted
   const Near counts = Near::of(counts_of(s, first_row)).plus(c % 2 * (u32)sizeof(u32) + c / 2);
   u32 sum = 0, row = 0, before = 0;
 #pragma unroll
@@ -225,19 +215,11 @@ TPDE_FN u32 find_word(Shared<Word>& s, const Block<Word>& b, const Steps<Word, I
   n -= before;
   const u32 first = (first_row + row) * UnitShape<Word>::kRowWords, bit = 1u << 4 * c;
   const u32 per = Shape<Word>::kPer;
-  Group g[kRowLanes] = {};
-  if (b.base && b.words - first >= UnitShape<Word>::kRowWords) {
+  const bool whole = b.base && b.words - first >= UnitShape<Word>::kRowWords;
+  Group g[kRowLanes];
 #pragma unroll
-    for (u32 j = 0; j < kRowLanes; j++) g[j] = load_whole(b.base + first + j * per);
-  } else {
-#pragma unroll 1
-    for (u32 j = 0; j < kRowLanes; j++) {
-      const u32 at = first + j * per;
-      if (at >= b.words) break;
-      const Group some = base_group(b, at, min_u32(b.words - at, per));
-#pragma unroll
-      for (u32 k = 0; k < kRowLanes; k++) if (k == j) g[k] = some;
-    }
+  for (u32 j = 0; j < kRowLanes; j++) {
+    g[j] = whole ? load_whole(b.base + first + j * per) : base_group(b, first + j * per);
   }
   u32 word = UnitShape<Word>::kRowWords;
 #pragma unroll
@@ -255,7 +237,7 @@ TPDE_FN u32 find_word(Shared<Word>& s, const Block<Word>& b, const Steps<Word, I
 template <typename Word>
 TPDE_FN void decode_units(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data,
                           Private<Ahead<Word>, kThreads>& ahead) {
-  const Steps<Word, (sizeof(Word) < 8)> steps(s, tables);
+  const Steps<Word, kNear<Word>> steps(s, tables);
   const bool copy = !b.in_place();
   const Head& h = s.head;
   const u32 string_words = h.bits / 32;
@@ -263,25 +245,25 @@ TPDE_FN void decode_units(Shared<Word>& s, const Block<Word>& b, const Tables& t
   u8* codes = codes_of(s);
   EACH_THREAD(t, kThreads) {  // read behind a barrier
     if (t < kClasses) {
-      const bool sign = s.classes[t].kind != kValued;
-      s.found[t] = Found{h.start[t], 0, sign ? kSign : kValue, sign ? h.sign_at[t] : h.values_at[t]};
+      const Origin o = origin_of(s, t, false);
+      s.found[t] = Found{o.from, 0, o.note, o.at};
       s.events[t] = s.progress[t].done = h.events[t];
     }
   }
   count_chunk(s, b, steps, copy, ahead);
   barrier();
-  sum_units(s, b.words);
+  sum_units(s, b);
   barrier();  // the copy, too, is written before the events
   EACH_THREAD(t, kThreads) {
     const Numbering numbering(s);
 #pragma unroll 1
     for (u32 n = t; n < numbering.all(); n += kThreads) {
-      u32 i = n;
-      const u32 c = numbering.class_of(i);
-      const Found f = s.found[c];
+      const Event e(s, numbering, n);
+      const Found& f = e.found;
+      const u32 i = e.number;
       // Loaded before it is needed, and of other classes in vain.
       const u32 sign = bit_at(data, string_words, f.at + i);
-      const u32 at = find_word(s, b, steps, c, c == kDense ? i : s.list[f.from + i]);
+      const u32 at = find_word(s, b, steps, e.c, e.c == kDense ? i : s.list[f.from + i]);
       if (at >= b.words) {
         raise(&s.bad);
         break;
@@ -301,11 +283,10 @@ TPDE_FN void decode_units(Shared<Word>& s, const Block<Word>& b, const Tables& t
     const Numbering numbering(s);
 #pragma unroll 1
     for (u32 n = t; n < numbering.all(); n += kThreads) {
-      u32 i = n;
-      const Found f = s.found[numbering.class_of(i)];
-      if (f.note != kSign) continue;
-      const u32 at = s.list[f.from + i];
-      b.dst[at] = apply<Word>(b.dst[at], unit_change<Word>(bit_at(data, string_words, f.at + i)));
+      const Event e(s, numbering, n);
+      if (e.found.note != kSign) continue;
+      const u32 at = s.list[e.found.from + e.number];
+      b.dst[at] = apply<Word>(b.dst[at], unit_change<Word>(bit_at(data, string_words, e.found.at + e.number)));
     }
   }
 }
