@@ -64,10 +64,10 @@ func ParseFile(file []byte) (*Header, error) {
 		return nil, status.Errorf(status.ErrCorrupt, "%d bytes are too few for a safetensors file: the header length alone takes 8", len(file))
 	}
 	n := binary.LittleEndian.Uint64(file)
-	if file[0] == '{' && n > MaxTextBytes {
-		return nil, status.Errorf(status.ErrCorrupt, "expected a safetensors file, got text that begins with {; of a checkpoint in shards, give the folder")
-	}
 	if n > MaxTextBytes {
+		if file[0] == '{' {
+			return nil, status.Errorf(status.ErrCorrupt, "expected a safetensors file, got text that begins with {; of a checkpoint in shards, give the folder")
+		}
 		return nil, status.Errorf(status.ErrLimit, "the safetensors header claims %d bytes: at most %d are allowed", n, MaxTextBytes)
 	}
 	if n > uint64(len(file)-PrefixBytes) {

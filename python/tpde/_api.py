@@ -237,17 +237,17 @@ def unpack(
             return _unpack_on_gpu(base_source, paths, out, options, gpu, progress)
         if out is None:
             return _read_all(base_source, paths, options["workers"])
-        destination = os.fspath(out)
-        refuse_inputs(destination, base_source)
-        _refuse_torch_name(destination)
-        arguments = (base_source.handle, paths, destination, json.dumps(options))
+        arguments = (base_source.handle, paths, _destination(out, base_source), json.dumps(options))
         return UnpackReport.of(_jobs.run(core().unpack_start, arguments, "unpack", progress))
 
 
-def _refuse_torch_name(out: str) -> None:
-    """Refuses names under which neither torch nor this package would find safetensors."""
-    if out.lower().endswith(TORCH_SUFFIXES) and not os.path.isdir(out):
-        raise ArgumentError(f"out: expected a name that ends in .safetensors, which is what is written, got {out}")
+def _destination(out: PathLike, base: Source) -> str:
+    """Returns where to unpack to. Refuses inputs, and names under which nobody would look for safetensors."""
+    path = os.fspath(out)
+    refuse_inputs(path, base)
+    if path.lower().endswith(TORCH_SUFFIXES) and not os.path.isdir(path):
+        raise ArgumentError(f"out: expected a name that ends in .safetensors, which is what is written, got {path}")
+    return path
 
 
 @contextmanager
@@ -278,9 +278,7 @@ def _unpack_on_gpu(
 
     if out is None:
         return _gpu_unpack.to_tensors(base.handle, deltas, device, options["workers"], progress)
-    destination = os.fspath(out)
-    refuse_inputs(destination, base)
-    _refuse_torch_name(destination)
+    destination = _destination(out, base)
     return UnpackReport.of(_gpu_unpack.to_files(base.handle, deltas, destination, options, device, progress))
 
 

@@ -52,12 +52,6 @@ def whole(value: Any) -> int | None:
         return None
 
 
-def shown(value: Any) -> str:
-    """Returns a value for a message: in one line, and not all of it if it is long."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def size_in_bytes(what: str, size: int | str, *, least: int = 1) -> int:
     """Returns a size such as 5_000_000_000, "5GB" (10^9) or "5GiB" (2^30) in bytes."""
     if isinstance(size, str):

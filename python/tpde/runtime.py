@@ -219,7 +219,7 @@ def load_into(
             given = PackedLayer(*layer)  # its index may be a view of a large file, and is kept
         except TypeError:
             fields = ", ".join(PackedLayer._fields)
-            raise ArgumentError(f"layers: expected tuples ({fields}), got {_options.shown(layer)}") from None
+            raise ArgumentError(f"layers: expected tuples ({fields}), got {type(layer).__name__}") from None
         builder.add(given._replace(index_map=_memory.host(given.index_map, "index_map").clone()), verify is not False)
     for group in builder.groups.values():
         builder.add_embeddings(group)
