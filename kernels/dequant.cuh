@@ -461,9 +461,11 @@ TPDE_FN Fetched fetch(const Run& r, u32 at) {
   return fetch_run<kTarget, false>(r, at);
 }
 
-TPDE_FN void prefetch(const void* p) {
+// Asks for what is at p to be brought to the L2 cache, if it is wanted: no branch,
+// which would cost more than all else here.
+TPDE_FN void prefetch_if(bool wanted, const void* p) {
 #ifdef __CUDA_ARCH__
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+  asm volatile("{.reg .pred wanted; setp.ne.u32 wanted, %1, 0; @wanted prefetch.global.L2 [%0];}" ::"l"(p), "r"((u32)wanted));
 #endif
 }
 
@@ -472,11 +474,11 @@ TPDE_FN void prefetch(const void* p) {
 // One element in 128 asks for all up to the next, for it comes in 128 bytes.
 template <bool kPlain>
 TPDE_FN void prefetch_codes(const Run& r, u32 at) {
-  if (at % 128 != 0) return;
+  const bool first = at % 128 == 0;
   const u32 group = (r.before + at) >> r.shift;
-  prefetch(r.packed + (kPlain ? at / 8 : at * r.values.bits / 32));
-  prefetch(r.scale + group * (kPlain ? 2 : r.scale_bytes));
-  if (!kPlain && r.zero) prefetch(r.zero + group);
+  prefetch_if(first, r.packed + (kPlain ? at / 8 : at * r.values.bits / 32));
+  prefetch_if(first, r.scale + group * (kPlain ? 2 : r.scale_bytes));
+  if (!kPlain) prefetch_if(first && r.zero, r.zero + group);
 }
 
 template <u32 kTarget, bool kPlain>

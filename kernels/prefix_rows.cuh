@@ -110,8 +110,10 @@ struct Queue {
   }
   template <bool Plain>
   TPDE_FN void fetch(const Block<Word>& b, u32 first, bool exists) {
-    if (!exists) return;
-    load_row<true, Plain>(b, first, Shape<Word>::kWords, row);
+    if (exists) load_row<true, Plain>(b, first, Shape<Word>::kWords, row);
+#ifdef __CUDACC__
+    __syncwarp();
+#endif
   }
   template <bool Plain>
   TPDE_FN Row<Word> take(const Block<Word>& b, u32 first, u32 last) {

@@ -13,9 +13,6 @@
 // (rice_walk.cuh). Chunks with more changed words, or very long ones, are decoded
 // tile by tile (rice_serial.cuh). The data may be anything: each read and write is bounded,
 // and so is the work.
-//
-// With -DRICE_UNITS chunks whose values are listed are not decoded in tiles, but
-// all at once (rice_units.cuh). No GPU has run that yet: it is for tests.
 #pragma once
 
 #include "rice_head.cuh"
@@ -23,9 +20,6 @@
 #include "rice_serial.cuh"
 #include "rice_state.cuh"
 #include "rice_tile.cuh"
-#ifdef RICE_UNITS
-#include "rice_units.cuh"
-#endif
 #include "rice_values.cuh"
 #include "rice_walk.cuh"
 
@@ -54,8 +48,12 @@ TPDE_FN void find_range(Shared<Word>& s, const Block<Word>& b, const Steps<Word,
                         u32 far_events) {
   const u32 begin = s.progress[c].passed, done = s.progress[c].done;
   const Origin o = s.origin[c];
-  const u32 count = class_words(s, b, first, c);
   const u32 from = o.from + done, end = o.end;
+  if (c != kDense && from == end) {  // nobody asks for the class any more
+    if (is_leader()) s.events[c] = 0;
+    return;
+  }
+  const u32 count = class_words(s, b, first, c);
   u32 n = count;
   if (c != kDense) {
     n = count_within(s, from, end, begin, count, far_events);
@@ -142,10 +140,6 @@ TPDE_FN void decode_events(Shared<Word>& s, const Block<Word>& b, const Tables& 
   }
   if (way == kWalked) {
     decode_tiles<Word, true>(s, b, tables, data, ahead);
-#if defined(RICE_UNITS) && !defined(QUANT)  // whose words would be dequantised twice
-  } else if (has_units(b)) {
-    decode_units<Word>(s, b, tables, data, ahead);
-#endif
   } else {
     decode_tiles<Word, false>(s, b, tables, data, ahead);
   }
@@ -195,7 +189,8 @@ TPDE_FN bool decode_chunk(Shared<Word>& s, const Block<Word>& b, const Tables& t
   EACH_THREAD(t, kThreads) {
     // All is loaded before any of it is waited for.
     const u32 step_at = tables.step_at, code_at = tables.code_at, zero_class = tables.zero_class, entries = tables.entries;
-    const bool has_key = t < min_u32(tables.keys, kNearKeys), has_class = t < kClasses, has_code = t < kMaxCodes;
+    const u32 shift = tables.shift, keys = tables.keys;
+    const bool has_key = t < min_u32(keys, kNearKeys), has_class = t < kClasses, has_code = t < kMaxCodes;
     load_tile(b, 0, t, ahead[t]);
     StringsAhead strings;
     strings.load(data, data_words, t);
@@ -213,6 +208,8 @@ TPDE_FN bool decode_chunk(Shared<Word>& s, const Block<Word>& b, const Tables& t
       for (u32 i = 0; i < kPages; i++) s.notes.listed.page[t][i] = 0xffff;
     }
     if (t == 0) {
+      s.shift = shift;
+      s.keys = keys;
       s.zero_class = zero_class;
       s.entries = entries;
       s.far_events = s.too_wide = s.bad = 0;

@@ -85,17 +85,17 @@ TPDE_FN void scan_quotients(Shared<Word>& s, const Strings& strings, bool list) 
         h.quotient_at[c] = start + end_of_one(piece, h.start[c] - i - 1);
       }
       if (list) {
-        u32 zeros = start - quotients - i;  // before the piece
+        u32 zeros = 0;  // before an event, at last before the last one: bits less ones
+#pragma unroll 1
         for (; piece != 0 && i < events; i++) {
-          const u32 run = leading_zeros(piece);
-          zeros += run;
-          if (zeros > 0xffff) raise(&s.too_wide);
-          s.list[i] = (u16)zeros;
-          piece <<= run;
-          piece <<= 1;
+          const u32 at_one = leading_zeros(piece);
+          piece ^= 0x80000000u >> at_one;
+          s.list[i] = (u16)(zeros = start + at_one - quotients - i);
         }
+        if (zeros > 0xffff) raise(&s.too_wide);
       }
     }
+    sync_warp();  // else threads with fewer ones go on by themselves
     found += ones;
   }
   EACH_THREAD(t, kThreads) {

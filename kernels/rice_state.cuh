@@ -19,7 +19,7 @@ const u32 kClasses = 8;
 const u32 kDense = 7;           // the class in which every word has a value
 const u32 kMaxCodes = 64;       // of interval codes
 const u32 kMaxLanes = 32;
-const u32 kLaneValues = 128;
+const u32 kLaneValues = 64;
 const u32 kShortWords = 65536;  // positions in chunks of at most so many words have 16 bits
 const u32 kNearKeys = 256;      // keys whose steps fit into shared memory
 static_assert(kThreads >= kNearKeys, "a thread loads a key");
@@ -94,7 +94,7 @@ struct Shape {
   static const u32 kSegmentGroups = kSegmentWords / kPer;
   static const u32 kSegmentThreads = kSegmentGroups / kStretch;       // at most 32
   static const u32 kSegments = kTileWords / kSegmentWords;
-  static const u32 kSegmentStride = kSegmentGroups + 4;               // words of 4 bytes that a count of each takes
+  static const u32 kSegmentStride = kSegmentGroups + 1;               // words of 4 bytes that a count of each takes
   static_assert(kTileWords <= kMaxList && kPageWords % kTileWords == 0, "the list has a tile; a tile is in one page");
   static_assert(kSegmentThreads <= 32, "a warp sums up a segment");
 };
@@ -195,7 +195,7 @@ struct Shared {
   // Words of each class in the segment before the group: those of the even classes
   // of all groups, then those of the odd ones. Events that search side by side are
   // in different segments; what is between those puts them into different banks.
-  alignas(16) u32 before[2][Shape<Word>::kSegments * Shape<Word>::kSegmentStride];
+  u32 before[2][Shape<Word>::kSegments * Shape<Word>::kSegmentStride];
   alignas(sizeof(u32) * kNearKeys) u32 step[kNearKeys];
   u8 code[kNearKeys];                   // of each key, if all of them fit
   u32 slot[kMaxCodes];                  // of each code, as Room has it of each value
@@ -219,8 +219,9 @@ struct Shared {
   Head head;
   u32 far_events;
   u32 too_wide;                         // not 0: the list does not hold the quotients
-  u32 zero_class;                       // of key 0
-  u32 entries;                          // of the tables
+  u32 shift, keys;                      // of the tables, and what follows
+  u32 zero_class;
+  u32 entries;
   u32 deltas;
   u32 bad;                              // not 0: the chunk is corrupt
 };

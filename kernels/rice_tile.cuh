@@ -98,8 +98,10 @@ struct Steps {
 #ifdef __CUDA_ARCH__
     near = (u32)__cvta_generic_to_shared(s.step);
 #endif
-    rotate = (tables.shift - 2) & 31;
-    mask = (tables.keys - 1) * (u32)sizeof(u32);
+    // Not those of the tables: to load them takes long, and what is made of them is
+    // made in each turn of a loop, which then waits for all that was loaded since.
+    rotate = (s.shift - 2) & 31;
+    mask = (s.keys - 1) * (u32)sizeof(u32);
   }
   // The code of a word's context.
   TPDE_FN u8 code(Word w) const {
@@ -184,28 +186,17 @@ TPDE_FN void scan_segments(Private<Counts, kThreads>& v, u32 width) {
 // bytes of both words of Counts.
 TPDE_FN u32 total_index(u32 c) { return c % 2 * 4 + c / 2 % 2 * 2 + c / 4; }
 
-// Stores words in shared memory: four of them aligned to 16 bytes.
-template <u32 n>
-TPDE_FN void store_row(u32* p, const u32 (&w)[n]) {
-#pragma unroll
-  for (u32 j = 0; j < n; j++) p[j] = w[j];
-}
-TPDE_FN void store_row(u32* p, const u32 (&w)[4]) { store_shared(p, Group{{w[0], w[1], w[2], w[3]}}); }
-
 // Stores the counts of thread t; `before` is what the threads of its segment
 // before it count.
 template <typename Word>
 TPDE_FN void store_counts(Shared<Word>& s, u32 t, const Stretch<Word>& sum, Counts before) {
   const u32 bytes = 0x00ff00ff, segment = t / Shape<Word>::kSegmentThreads;
   const u32 at = t * Shape<Word>::kStretch + segment * (Shape<Word>::kSegmentStride - Shape<Word>::kSegmentGroups);
-  u32 even[Shape<Word>::kStretch], odd[Shape<Word>::kStretch];
 #pragma unroll
   for (u32 j = 0; j < Shape<Word>::kStretch; j++) {
-    even[j] = before.even + sum.g[j].even;
-    odd[j] = before.odd + sum.g[j].odd;
+    s.before[0][at + j] = before.even + sum.g[j].even;
+    s.before[1][at + j] = before.odd + sum.g[j].odd;
   }
-  store_row(s.before[0] + at, even);
-  store_row(s.before[1] + at, odd);
   if (t % Shape<Word>::kSegmentThreads != Shape<Word>::kSegmentThreads - 1) return;
   Group all;
   all.w[0] = (before.even & bytes) + (sum.all.even & bytes);

@@ -7,7 +7,6 @@ import (
 	"math"
 	"math/bits"
 	"math/rand/v2"
-	"slices"
 	"testing"
 
 	"github.com/tpde-project/tpde/core/codec"
@@ -105,15 +104,9 @@ func (k *kernelRequests) add(p *packed, data []byte, m kernelMode) {
 	k.want = append(k.want, x)
 }
 
-// run checks the answers, decoded in tiles and in units: what Go decodes comes
-// out the same; what Go refuses may be taken where telling would cost too much.
+// run checks the answers: what Go decodes comes out the same; what Go refuses may
+// be taken where telling would cost too much.
 func (k *kernelRequests) run(flags ...string) {
-	k.t.Helper()
-	k.check(flags...)
-	k.check(append(slices.Clone(flags), "-DRICE_UNITS")...)
-}
-
-func (k *kernelRequests) check(flags ...string) {
 	t := k.t.(*testing.T)
 	t.Helper()
 	got := codectest.RunKernel(t, k.bytes, flags...)
@@ -288,7 +281,7 @@ func TestKernelQuantised(t *testing.T) {
 				k.add(p, p.data, m)
 			}
 		}
-		k.check("-DQUANT=quant::" + flag)
+		k.run("-DQUANT=quant::" + flag)
 	}
 }
 
