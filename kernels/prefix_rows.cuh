@@ -5,6 +5,7 @@
 #include "prefix_block.cuh"
 #include "prefix_memory.cuh"
 #include "stage.cuh"
+#include "threads.cuh"
 
 namespace prefix {
 
@@ -111,9 +112,7 @@ struct Queue {
   template <bool Plain>
   TPDE_FN void fetch(const Block<Word>& b, u32 first, bool exists) {
     if (exists) load_row<true, Plain>(b, first, Shape<Word>::kWords, row);
-#ifdef __CUDACC__
-    __syncwarp();
-#endif
+    sync_warp();  // else the compiler loads where the row is used
   }
   template <bool Plain>
   TPDE_FN Row<Word> take(const Block<Word>& b, u32 first, u32 last) {
@@ -152,9 +151,7 @@ struct Queue {
   // The word of the block that the latter starts at, where `first` is what the lane owns.
   TPDE_FN u32 word_of(u32 v, u32 first) const { return first + (carried(v) - owned(0)) * (16 / (u32)sizeof(Word)); }
   TPDE_FN static void meet() {
-#ifdef __CUDACC__
-    if (kTogether) __syncwarp();
-#endif
+    if (kTogether) sync_warp();
   }
   TPDE_FN static void go_on(u32& at) {
     at = at + Shape<Word>::kRowWords == Shape<Word>::kQueueWords ? 0 : at + Shape<Word>::kRowWords;

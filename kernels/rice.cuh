@@ -74,12 +74,11 @@ TPDE_FN void find_range(Shared<Word>& s, const Block<Word>& b, const Steps<Word,
 // notes the positions of the others in the list. If the chunk is walked, it
 // notes those of all gap classes.
 template <typename Word, bool Walk>
-TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& tables, const u32* data,
+TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& tables,
                           Private<Ahead<Word>, kThreads>& ahead) {
   const Steps<Word, kNear<Word>> steps(s, tables);
   const bool copy = !b.in_place();
-  const Head& h = s.head;
-  const u32 string_words = h.bits / 32, far_events = s.far_events;
+  const u32 far_events = s.far_events;
   u16* positions = positions_of(s);
   u8* codes = codes_of(s);
   EACH_THREAD(t, kThreads) {  // read behind a barrier
@@ -106,11 +105,9 @@ TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& t
         const Event e(s, numbering, n);
         const Found& f = e.found;
         const u32 i = e.number;
-        // Loaded before it is needed, and of other classes in vain.
-        const u32 sign = bit_at(data, string_words, f.at + i);
         const Place<Word> place = locate_event(s, steps, e.c, i);
         if (f.note == kSign) {
-          apply_sign(b, first, place, sign);
+          apply_sign(b, first, place, sign_of(s, f.at + i));
         } else {
           (Walk ? s.list + f.from : positions + f.at)[i] = (u16)(first + place.at);
           if (!Walk) codes[f.at + i] = steps.code(place.word);
@@ -139,9 +136,9 @@ TPDE_FN void decode_events(Shared<Word>& s, const Block<Word>& b, const Tables& 
     return;
   }
   if (way == kWalked) {
-    decode_tiles<Word, true>(s, b, tables, data, ahead);
+    decode_tiles<Word, true>(s, b, tables, ahead);
   } else {
-    decode_tiles<Word, false>(s, b, tables, data, ahead);
+    decode_tiles<Word, false>(s, b, tables, ahead);
   }
   check_found(s);
   if (failed(s)) return;  // the list is not all positions
@@ -168,7 +165,10 @@ TPDE_FN bool read_events(Shared<Word>& s, const Tables& tables, const Strings& s
   scan_quotients(s, strings, way != kSerially);
   if (failed(s)) return false;
   if (s.too_wide) way = kSerially;
-  if (way != kSerially) make_ranks(s, strings, words);
+  if (way != kSerially) {
+    make_ranks(s, strings, words);
+    if (way == kAllListed) keep_signs(s, strings);
+  }
   return !failed(s);
 }
 

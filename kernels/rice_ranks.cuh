@@ -103,6 +103,15 @@ TPDE_FN void scan_quotients(Shared<Word>& s, const Strings& strings, bool list) 
   }
 }
 
+// Keeps the signs of a chunk whose events are listed; the strings will be gone.
+template <typename Word, typename Strings>
+TPDE_FN void keep_signs(Shared<Word>& s, const Strings& strings) {
+  const u32 first = s.head.sign_at[0], words = (s.head.quotients - first + 31) / 32;
+  EACH_THREAD(t, kThreads) {
+    for (u32 i = t; i < words; i += kThreads) s.signs[i] = strings.window(first + 32 * i);
+  }
+}
+
 // The low bits of an event of class c, and one; more than the chunk has words
 // count as so many.
 template <typename Strings>

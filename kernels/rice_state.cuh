@@ -149,7 +149,7 @@ struct alignas(16) Found {
   u32 from;  // entry of the list that the first one has
   u32 bias;  // of ranks in the list: the rank of the tile's first word
   u32 note;  // a Note
-  u32 at;    // the bit of the first one's sign, or the number of its value
+  u32 at;    // the number of the first one's sign, or of its value
 };
 
 // The next event of a gap class. Of no more events, the rank is kBits.
@@ -203,6 +203,7 @@ struct Shared {
   // are walked, then of their positions. In others the positions of all values
   // follow, and a byte for the code of each.
   u16 list[kMaxList];
+  u32 signs[kMaxList / 32];             // of the events of unit classes, the first one in the highest bit
   alignas(16) u16 total[Shape<Word>::kSegments][kClasses];  // words of each class, in the order of total_index
   u16 segment[kClasses][Shape<Word>::kSegments];  // words of each class in the tile before the segment
   ClassInfo classes[kClasses];
@@ -215,6 +216,7 @@ struct Shared {
   Notes notes;
   u32 sums[kWarps];
   u32 lane_start[kMaxLanes];            // bits of the lane before, then the bit of its own first value
+  u32 lane_value[kMaxLanes + 1];        // its first value, if values are listed
   u32 lane_word[kMaxLanes];             // its first dense word, if it walks
   Head head;
   u32 far_events;

@@ -335,7 +335,7 @@ template <typename Word>
 TPDE_FN Origin origin_of(const Shared<Word>& s, u32 c, bool walk) {
   const Head& h = s.head;
   const bool sign = s.classes[c].kind != kValued;
-  return Origin{h.start[c], walk ? kPosition : sign ? kSign : kValue, sign ? h.sign_at[c] : h.values_at[c],
+  return Origin{h.start[c], walk ? kPosition : sign ? kSign : kValue, sign ? h.sign_at[c] - h.sign_at[0] : h.values_at[c],
                 h.start[c] + h.events[c]};
 }
 
@@ -388,6 +388,10 @@ template <typename Word>
 TPDE_FN Word unit_change(u32 sign) {
   return (Word)((Word)1 - (Word)(sign << 1));
 }
+
+// The sign bit of an event, by its number in Shared.signs.
+template <typename Word>
+TPDE_FN u32 sign_of(const Shared<Word>& s, u32 n) { return s.signs[n / 32] >> (31 - n % 32) & 1; }
 
 // Moves a word of the tile at word `first` by one unit, as a sign bit says.
 template <typename Word>

@@ -177,15 +177,14 @@ TPDE_FN void read_lane(Shared<Word>& s, const Tables& tables, const u32* data, u
   Word* values = values_of(s);
   Bits bits;
   bits.start(data, h.bits / 32, s.lane_start[l]);
-  const u32 end = first_value(h, l + 1);
-  for (u32 i = first_value(h, l); i < end; i++) values[i] = read_value<Word>(bits, tables, tables.codes[codes[i]]);
+  const u32 end = s.lane_value[l + 1];
+  for (u32 i = s.lane_value[l]; i < end; i++) values[i] = read_value<Word>(bits, tables, tables.codes[codes[i]]);
   if (!lane_ends(s, data, l, bits.position())) raise(&s.bad);
 }
 
 // The same from the room. What is loaded in a turn but the entry is for later ones.
 template <typename Word>
 TPDE_FN void read_near_lane(Shared<Word>& s, const Room& room, const u32* data, u32 l) {
-  const Head& h = s.head;
   const u32 start = s.lane_start[l] - room.first * 32;
   const Near entries = Near::of(room_of(s) + room.entries), strings = Near::of(room_of(s) + room.strings);
   const Near last = strings.plus(4 * room.last);
@@ -197,17 +196,20 @@ TPDE_FN void read_near_lane(Shared<Word>& s, const Room& room, const u32* data, 
   // Bits from the start of a word on, in bits 0-15: a lane has at most 256 values
   // of at most 26 bits. Above, biases add up to what means nothing.
   u32 position = start & 31;
-  u32 i = first_value(h, l);
-  const u32 end = first_value(h, l + 1);
-  u32* const slots = room_of(s);
-  u32 code_after = i < end ? slots[i] : 0;
+  Near slot = Near::of(room_of(s) + s.lane_value[l]);
+  const Near end = Near::of(room_of(s) + s.lane_value[l + 1]);
+  bool more = !(slot == end);
+  u32 code_after = more ? slot.word() : 0;
 #pragma unroll 2
-  while (i < end) {
-    const u32 at = i++, code = code_after, ahead = next.word();
-    if (i < end) code_after = Near::of(slots + i).word();
+  while (more) {
+    const Near here = slot;
+    const u32 code = code_after, ahead = next.word();
+    slot = slot.plus(4);
+    more = !(slot == end);
+    if (more) code_after = slot.word();
     const u32 window = bits_between(high, low, position);
     const u32 entry = entries.plus(code >> 16).plus(4 * top_bits(window, code)).word();
-    reinterpret_cast<u16*>(slots + at)[0] = (u16)(top_bits(window, entry) + (entry >> 16));
+    here.set_half(top_bits(window, entry) + (entry >> 16));
     const u32 to = position + entry;
     if ((to ^ position) & 32) {
       high = low;
@@ -268,13 +270,13 @@ TPDE_FN void decode_values(Shared<Word>& s, const Block<Word>& b, const Tables& 
   const Room room(s);
   EACH_THREAD(t, kThreads) {
     if (t == kThreads - 1) sum_lanes(s);  // whose warp has fewer values than others
+    if (t <= s.head.lanes) s.lane_value[t] = first_value(s.head, t);
     if (room.fits) fill_room(s, room, tables, data, t);
   }
   barrier();
   Private<Bases<Word>, kThreads> bases;
-  // The lanes of a warp take little longer than one of them.
+  // The lanes of a warp take little longer than one of them. Others load meanwhile.
   EACH_THREAD(t, kThreads) {
-    load_bases(s, b, t, bases[t]);  // while others read
     if (t < s.head.lanes) {
       if (s.lane_start[t] > s.head.bits) {
         raise(&s.bad);
@@ -284,6 +286,7 @@ TPDE_FN void decode_values(Shared<Word>& s, const Block<Word>& b, const Tables& 
         read_lane(s, tables, data, t);
       }
     }
+    load_bases(s, b, t, bases[t]);
   }
   barrier();
   EACH_THREAD(t, kThreads) {
