@@ -461,14 +461,6 @@ TPDE_FN Fetched fetch(const Run& r, u32 at) {
   return fetch_run<kTarget, false>(r, at);
 }
 
-// Asks for what is at p to be brought to the L2 cache, if it is wanted: no branch,
-// which would cost more than all else here.
-TPDE_FN void prefetch_if(bool wanted, const void* p) {
-#ifdef __CUDA_ARCH__
-  asm volatile("{.reg .pred wanted; setp.ne.u32 wanted, %1, 0; @wanted prefetch.global.L2 [%0];}" ::"l"(p), "r"((u32)wanted));
-#endif
-}
-
 // Asks for what fetch loads of an element of the run to be brought near: of a row
 // that is a few bytes, and waiting for those would take longer than all else.
 // One element in 128 asks for all up to the next, for it comes in 128 bytes.

@@ -46,6 +46,14 @@ TPDE_FN Group load_whole(const void* p) {
   return g;
 }
 
+// Asks for what is at p to be brought to the L2 cache, if it is wanted: no branch,
+// which would cost more than the rest.
+TPDE_FN void prefetch_if(bool wanted, const void* p) {
+#ifdef __CUDA_ARCH__
+  asm volatile("{.reg .pred wanted; setp.ne.u32 wanted, %1, 0; @wanted prefetch.global.L2 [%0];}" ::"l"(p), "r"((u32)wanted));
+#endif
+}
+
 // The same for stores; p is global memory.
 TPDE_FN void store_whole(void* p, const Group& g) {
 #ifdef __CUDA_ARCH__

@@ -30,12 +30,12 @@ __device__ u32 shared_bytes() {
 
 // A warp's part of shared memory.
 struct Room {
-  u32* queue;  // of rows, prefix::Shape::kQueueWords, if anything goes that way
+  u32* queue;  // of rows, prefix::Shape::kQueueWords
   u32* copy;   // of a block
   u32 words;   // that it has room for; 0: nor for the queue
 
-  __device__ Room(u32* part, u32 size, bool queued) : queue(part) {
-    const u32 rows = queued ? prefix::Shape<WORD>::kQueueWords : 0;
+  __device__ Room(u32* part, u32 size) : queue(part) {
+    const u32 rows = prefix::Shape<WORD>::kQueueWords;
     const u32 taken = rows + 3;  // a copy lies up to 3 words behind its start
     copy = part + rows;
     words = size > taken ? size - taken : 0;
@@ -74,11 +74,7 @@ __device__ bool decode_block(prefix::Block<WORD>& b, prefix::Cursor& c, const pr
   const u32 copied = min_u32(c.left, room.words);
   __syncwarp();  // nobody reads the block before any more
   stage(room.copy, c.data, copied, lane, kLanes);
-#ifdef QUANT
-  Queue<WORD> queue;
-#else
   Queue<WORD> queue(room.queue, lane);
-#endif
   if (room.words > 0 && is_aligned(b) && b.words >= Shape<WORD>::kRow) {
     queue.start(b, b.words / Shape<WORD>::kRow, lane * Shape<WORD>::kWords);
   }
@@ -184,8 +180,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) prefix_decode(const __
     if (threadIdx.x == 0) next = first + warps;
     Staging staging{static_cast<const prefix::Tables*>(item.tables), shared, false};
     const u32 part = (shared_bytes() / 4 - tables.shared_words()) / warps & ~3u;  // words
-    const bool queued = item.base != nullptr || sizeof(WORD) > 2;
-    const Room mine(shared + tables.shared_words() + warp * part, part, queued);
+    const Room mine(shared + tables.shared_words() + warp * part, part);
     while (true) {
       const bool good = chunk < end && decode_chunk(item, record, tables, d, quantised, lane, mine, staging);
       // Every warp has come here before `next` is read, also one without a chunk,

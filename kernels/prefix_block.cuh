@@ -50,18 +50,13 @@ struct Shape {
   static const u32 kRow = kLanes * kWords;                                   // words of all lanes
   // Rows that are on their way: what hides the latency of memory where a tensor
   // has few chunks.
+  static const u32 kFetch = 4;  // rows ahead of which bases are brought to the L2 cache, if lanes load for themselves
 #ifdef QUANT
   static const u32 kAhead = 1, kQueueWords = 0;
-  static const u32 kFetch = 4;  // rows ahead of which codes are brought to the L2 cache
 #else
-  static const u32 kAhead = sizeof(Word) <= 2 ? 4 : sizeof(Word) == 4 ? 2 : 1;
-  static const u32 kRowWords = (kVectors + kPlanes) * kLanes * 4;  // 32-bit words of base and planes
-  static const u32 kQueueWords = kAhead * kRowWords;               // of shared memory, as the host counts them
-#ifdef __CUDACC__
-  static const bool kTogether = kVectors > 1;  // lanes load and store for each other
-#else
-  static const bool kTogether = false;  // they run one after the other
-#endif
+  static const u32 kAhead = sizeof(Word) == 4 ? 2 : 1;
+  static const u32 kRowWords = (kVectors + kPlanes) * kLanes * 4;            // 32-bit words of base and planes
+  static const u32 kQueueWords = kVectors == 1 ? 0 : kAhead * kRowWords;  // of shared memory, as the host counts them
 #endif
 };
 

@@ -92,21 +92,33 @@ TPDE_FN void store_row(const Block<Word>& b, u32 first, u32 count, const Group* 
 
 // Rows that are on their way to a lane, of a block whose rows are aligned. start()
 // asks for the first ones, before it is known where bit strings are.
-#ifdef QUANT
-// There is one, whose codes are in registers; those of the rows behind are in the
-// L2 cache.
+//
+// If a lane loads at most 16 bytes of a row, there is one on its way, to registers;
+// those behind it are brought to the L2 cache.
 template <typename Word>
-struct Queue {
-  static const bool kRefillFirst = true;  // the place is free once words are made of codes
+struct DirectQueue {
+  static const bool kRefillFirst = true;  // the place is free once the row is taken
   Row<Word> row;
 
+  TPDE_FN DirectQueue(u32*, u32) {}
+  // Asks for what the lane loads of a row, words from `first` on.
+  template <bool Plain>
+  TPDE_FN static void prefetch(const Block<Word>& b, u32 first) {
+#ifdef QUANT
+    quant::prefetch_codes<Plain>(b.run, first);
+#else
+    prefetch_if(b.base && first * sizeof(Word) % 128 == 0, b.base + first);  // for all lanes that share the 128 bytes
+#endif
+  }
   TPDE_FN void start(const Block<Word>& b, u32 rows, u32 own) {
     for (u32 i = 1; i < Shape<Word>::kFetch; i++) {
-      quant::prefetch_codes<false>(b.run, min_u32(i, rows - 1) * Shape<Word>::kRow + own);
+      prefetch<false>(b, min_u32(i, rows - 1) * Shape<Word>::kRow + own);
     }
+#ifdef QUANT
     if constexpr (quant::kPlainRuns<QUANT>) {
       if (b.run.plain) return load_row<true, true>(b, own, Shape<Word>::kWords, row);
     }
+#endif
     load_row<true, false>(b, own, Shape<Word>::kWords, row);
   }
   template <bool Plain>
@@ -116,33 +128,38 @@ struct Queue {
   }
   template <bool Plain>
   TPDE_FN Row<Word> take(const Block<Word>& b, u32 first, u32 last) {
-    quant::prefetch_codes<Plain>(b.run, min_u32(first + Shape<Word>::kFetch * Shape<Word>::kRow, last));
+    prefetch<Plain>(b, min_u32(first + Shape<Word>::kFetch * Shape<Word>::kRow, last));
+#ifdef QUANT
     dequant_row<true, Plain>(b, first, Shape<Word>::kWords, row);
+#endif
     return row;
   }
   TPDE_FN void store(const Block<Word>& b, u32 first, const Group* out) const {
     store_row<true>(b, first, Shape<Word>::kWords, out);
   }
 };
-#else
-// They lie in shared memory. What is loaded to registers counts on few counters,
-// and so a warp that waits for one row has been seen to wait for all.
+
+#ifndef QUANT
+// Else they lie in shared memory. What is loaded to registers counts on few
+// counters, and so a warp that waits for one row has been seen to wait for all.
 //
-// Where 16 bytes are what a lane owns of a row, it copies and stores those, and
-// waits for no other. Where they are less, lanes that lie 32 bytes or more apart
-// would ask for each 32 bytes of memory twice: the warp copies a row and stores it
-// 512 bytes at a time, and what lanes own changes hands in shared memory. There
-// the 16 bytes are so ordered that eight lanes in a row find theirs in different
-// banks, either way.
+// Lanes that lie 32 bytes or more apart would ask for each 32 bytes of memory
+// twice: the warp copies a row and stores it 512 bytes at a time, and what lanes
+// own changes hands in shared memory. There the 16 bytes are so ordered that eight
+// lanes in a row find theirs in different banks, either way.
 template <typename Word>
-struct Queue {
+struct SharedQueue {
   static const bool kRefillFirst = false;  // look-ups behind a copy would wait for it to be issued
-  static const bool kTogether = Shape<Word>::kTogether;
+#ifdef __CUDACC__
+  static const bool kTogether = true;  // lanes load and store for each other
+#else
+  static const bool kTogether = false;  // they run one after the other
+#endif
   u32* room;       // kQueueWords of shared memory
   u32 lane;
   u32 head, tail;  // words from there to the place of the next row to take, and to fetch
 
-  TPDE_FN Queue(u32* words, u32 own) : room(words), lane(own), head(0), tail(0) {}
+  TPDE_FN SharedQueue(u32* words, u32 own) : room(words), lane(own), head(0), tail(0) {}
   // Words from a place to the 16 bytes of number n of the row.
   TPDE_FN static u32 place_of(u32 n) { return 4 * (n ^ (n >> 3 & (Shape<Word>::kVectors - 1))); }
   // The number of the v-th 16 bytes that a lane owns, and that it copies and stores.
@@ -214,5 +231,18 @@ struct Queue {
   }
 };
 #endif
+
+template <typename Word, bool InShared>
+struct QueueOf {
+  typedef DirectQueue<Word> Type;
+};
+#ifndef QUANT
+template <typename Word>
+struct QueueOf<Word, true> {
+  typedef SharedQueue<Word> Type;
+};
+#endif
+template <typename Word>
+using Queue = typename QueueOf<Word, (Shape<Word>::kQueueWords > 0)>::Type;
 
 }  // namespace prefix

@@ -74,14 +74,10 @@ func DeviceStage(dt dtype.Type, words, bytes int) int {
 
 // DeviceQueue returns how many bytes of shared memory a warp takes for rows that
 // are on their way, unless the base is quantised: kQueueWords of
-// kernels/prefix_block.cuh, or nothing where nothing goes that way.
-func DeviceQueue(dt dtype.Type, hasBase bool) int {
-	l := layoutOf(dt)
-	if !hasBase && l.wordBits <= 16 {
-		return 0
-	}
-	rows, pieces := 4, 1 // of 16 bytes that a lane loads of a row
-	switch l.wordBits {
+// kernels/prefix_block.cuh.
+func DeviceQueue(dt dtype.Type) int {
+	rows, pieces := 0, 0 // of 16 bytes that a lane loads of a row
+	switch layoutOf(dt).wordBits {
 	case 32:
 		rows, pieces = 2, 2+1
 	case 64:

@@ -52,7 +52,7 @@ func (k *kernelRequests) add(what string, t dtype.Type, tables, chunk, base, tar
 	room := [...]uint32{0, 1 << 16, 40}[turn%3]
 	for _, v := range []uint32{
 		uint32(t.WordBytes()), uint32(len(target) / t.WordBytes()), uint32(len(tables)), uint32(len(chunk)),
-		hasBase, inPlace, uint32(turn / 2 % 4), uint32(turn / 4 % 5 / 4), uint32(turn / 3 % 5 / 4), room, uint32(DeviceQueue(t, true)),
+		hasBase, inPlace, uint32(turn / 2 % 4), uint32(turn / 4 % 5 / 4), uint32(turn / 3 % 5 / 4), room, uint32(DeviceQueue(t)),
 	} {
 		k.data = le.AppendUint32(k.data, v)
 	}

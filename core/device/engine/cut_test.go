@@ -96,9 +96,9 @@ func TestCutGrid(t *testing.T) {
 
 // The launch of a call takes the most that any of its tensors needs.
 func TestCutJobs(t *testing.T) {
-	a := prepare(t, codec.Prefix, dtype.BF16, residual.Bit, 5500)
-	b := prepare(t, codec.Prefix, dtype.F16, residual.Bit, 2500)
-	if a.kernel != b.kernel || a.sharedTables == 0 || a.sharedChunk == 0 {
+	a := prepare(t, codec.Prefix, dtype.F32, residual.Bit, 5500)
+	b := prepare(t, codec.Prefix, dtype.F32, residual.Bit, 2500)
+	if a.kernel != b.kernel || a.sharedTables == 0 || a.sharedChunk == 0 || a.sharedQueue == 0 {
 		t.Fatalf("prepared: %+v, %+v", a, b)
 	}
 	l := hopper
@@ -115,15 +115,14 @@ func TestCutJobs(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	// Without a base there is no queue, nor on a quantised one.
-	index, _ := pack(t, codec.Prefix, dtype.BF16, residual.Bit, 5500, false)
-	if p, err := Prepare(index); err != nil || p.sharedQueue != 0 {
-		t.Errorf("no base: %+v, %v", p, err)
+	// On a quantised base there is no queue, nor of words of 16 bits.
+	if p := prepare(t, codec.Prefix, dtype.BF16, residual.Bit, 5500); p.sharedQueue != 0 {
+		t.Errorf("BF16: %+v", p)
 	}
 	q := job(a, 1<<30)
 	q.Quantised = true
 	c, err := l.cutJobs([]Job{q}, q.kernel(), (*Job).kernel)
-	if err != nil || a.sharedQueue == 0 || int(c.sharedBytes) != a.sharedTables+int(c.threads/32)*a.sharedChunk {
+	if err != nil || int(c.sharedBytes) != a.sharedTables+int(c.threads/32)*a.sharedChunk {
 		t.Errorf("quantised: cut %+v, %v", c, err)
 	}
 }

@@ -60,7 +60,7 @@ func Prepare(index []byte) (*Prepared, error) {
 		}
 	}
 	if d.sharedTables != nil {
-		p.sharedTables, p.sharedQueue = d.sharedTables(p.image), d.sharedQueue(x.Type, x.HasBase)
+		p.sharedTables, p.sharedQueue = d.sharedTables(p.image), d.sharedQueue(x.Type)
 		for i := range x.Records {
 			r := &x.Records[i]
 			p.sharedChunk = max(p.sharedChunk, d.sharedChunk(x.Type, int(r.UncompressedBytes)/x.Type.WordBytes(), int(r.CompressedBytes)))

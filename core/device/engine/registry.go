@@ -129,7 +129,7 @@ type decoder struct {
 	// of what it reads besides, if the base is not quantised.
 	sharedTables func(tables []byte) int
 	sharedChunk  func(t dtype.Type, words, bytes int) int
-	sharedQueue  func(t dtype.Type, hasBase bool) int
+	sharedQueue  func(t dtype.Type) int
 }
 
 var decoders = map[codec.ID]decoder{

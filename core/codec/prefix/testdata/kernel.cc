@@ -48,11 +48,7 @@ static bool decode_block(Block<Word>& b, Cursor& c, const Tables& tables, const 
   std::vector<Queue<Word>> queue;
   for (u32 lane = 0; lane < kLanes; lane++) {
     stage(reinterpret_cast<u32*>(room.p), c.data, copied, lane, kLanes);
-#ifdef QUANT
-    queue.emplace_back();
-#else
     queue.emplace_back(reinterpret_cast<u32*>(rows.p), lane);
-#endif
     if (room_words > 0 && is_aligned(b) && b.words >= Shape<Word>::kRow) {
       queue[lane].start(b, b.words / Shape<Word>::kRow, lane * Shape<Word>::kWords);
     }
