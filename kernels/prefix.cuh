@@ -281,8 +281,7 @@ TPDE_FN void decode_part(const Block<Word>& b, Bits<Memory>& bits, const Decodin
 // Decodes the bit string of a lane, which is bits `start` to `end` - 1 of
 // `count` words at `words`, which are in that memory, and writes the lane's
 // target words. Returns false if it ends elsewhere. Near: rows are aligned, and
-// `queue` has been started. Plain: the run of the quantised base is. The tables
-// are in shared memory.
+// `queue` has been started. Plain: as in load_row. The tables are in shared memory.
 template <typename Word, bool Keyed, bool Pair, bool Near, bool Plain, typename Memory>
 TPDE_FN bool decode_lane(const Block<Word>& b, u32 lane, const Decoding& d, const u32* words, u32 count, u32 start,
                          u32 end, Queue<Word>& queue) {
@@ -330,9 +329,9 @@ TPDE_FN bool decode_lane(const Tables& t, const Block<Word>& b, u32 lane, const 
     }
   }
 #else
-  if (t.mask == 0 || !b.base) {  // one context, or base words of zero, whose key is 0
-    return pairs ? decode_lane<Word, false, true, true, false, Shared>(b, lane, d, words, count, start, end, queue)
-                 : decode_lane<Word, false, false, true, false, Shared>(b, lane, d, words, count, start, end, queue);
+  if (!b.base) {  // words of zero, whose key is 0
+    return pairs ? decode_lane<Word, false, true, true, true, Shared>(b, lane, d, words, count, start, end, queue)
+                 : decode_lane<Word, false, false, true, true, Shared>(b, lane, d, words, count, start, end, queue);
   }
 #endif
   return pairs ? decode_lane<Word, true, true, true, false, Shared>(b, lane, d, words, count, start, end, queue)

@@ -20,8 +20,8 @@ struct Row {
 };
 
 // Loads `count` words from word `first` on, 1 to Shape::kWords. Whole: all of
-// those, and base, target and planes are aligned. Plain: so is the run of the
-// quantised base (here and below).
+// those, and base, target and planes are aligned. Plain (here and below): the run
+// of the quantised base is plain, or else, there is no base.
 template <bool Whole, bool Plain, typename Word>
 TPDE_FN void load_row(const Block<Word>& b, u32 first, u32 count, Row<Word>& row) {
   const u32 per = 16 / sizeof(Word);
@@ -123,11 +123,17 @@ struct DirectQueue {
   }
   template <bool Plain>
   TPDE_FN void fetch(const Block<Word>& b, u32 first, bool exists) {
+#ifndef QUANT
+    if (Plain) return;
+#endif
     if (exists) load_row<true, Plain>(b, first, Shape<Word>::kWords, row);
     sync_warp();  // else the compiler loads where the row is used
   }
   template <bool Plain>
   TPDE_FN Row<Word> take(const Block<Word>& b, u32 first, u32 last) {
+#ifndef QUANT
+    if (Plain) return Row<Word>{};
+#endif
     prefetch<Plain>(b, min_u32(first + Shape<Word>::kFetch * Shape<Word>::kRow, last));
 #ifdef QUANT
     dequant_row<true, Plain>(b, first, Shape<Word>::kWords, row);
