@@ -169,6 +169,8 @@ def test_what_is_no_folder_of_checkpoints(tmp_path, steps):
         tpde.pack_chain(tmp_path / "none", tmp_path / "deltas")
     with pytest.raises(tpde.ArgumentError, match="is one checkpoint"):
         tpde.pack_chain(steps / "epoch_1", tmp_path / "deltas")
+    with pytest.raises(tpde.ArgumentError, match="codec"):
+        tpde.pack_chain(steps, tmp_path / "deltas", codec="gzip")
     for step in (2, 9, 10):
         shutil.rmtree(steps / f"epoch_{step}")
     with pytest.raises(tpde.ArgumentError, match="found 1"):

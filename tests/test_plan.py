@@ -122,7 +122,7 @@ def test_command_line(tpde_cli, tmp_path):
     done = tpde_cli("plan", out, "--vram", "4MiB", *options)
     assert done.returncode == 0, done.stderr
     assert "names and shapes" in done.stdout and "limit: none" in done.stdout
-    done = tpde_cli("plan", out, "--vram", "1500KiB", "--reserve", "0", "--json", *options)
+    done = tpde_cli("plan", out, "--vram", "1500KiB", "--reserve", "0GB", "--json", *options)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["vram"] == 1500 << 10 and found["reserve"] == 0 and found["gpu"] is None

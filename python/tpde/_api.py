@@ -153,8 +153,14 @@ def pack_chain(folder: PathLike, out_dir: PathLike, **options: Unpack[PackOption
         for out in outs:
             if out.exists():
                 raise ExistsError(f"{out}: exists already")
+    is_new = not out_dir.exists()
     out_dir.mkdir(parents=True, exist_ok=True)
-    return [pack(base, target, out, **options) for base, target, out in zip(steps, steps[1:], outs, strict=False)]
+    try:
+        return [pack(base, target, out, **options) for base, target, out in zip(steps, steps[1:], outs, strict=False)]
+    except BaseException:
+        if is_new and not any(out_dir.iterdir()):
+            out_dir.rmdir()
+        raise
 
 
 def _chain(folder: Path, out_dir: Path) -> list[Path]:

@@ -207,15 +207,15 @@ def _workers(text: str) -> int:
     return value
 
 
-def _size(text: str) -> int:
+def _size(text: str, least: int = 1) -> int:
     try:
-        return _options.size_in_bytes("size", text)
+        return _options.size_in_bytes("size", text, least=least)
     except ArgumentError as error:
         raise argparse.ArgumentTypeError(str(error).removeprefix("size: ")) from None
 
 
 def _size_or_none(text: str) -> int:
-    return 0 if text.strip() == "0" else _size(text)
+    return _size(text, least=0)
 
 
 def _rate(text: str) -> float:
