@@ -7,6 +7,7 @@
 #pragma once
 
 #include "floats.cuh"
+#include "group.cuh"
 
 namespace quant {
 
