@@ -46,14 +46,6 @@ TPDE_FN Group load_whole(const void* p) {
   return g;
 }
 
-// Asks for what is at p to be brought to the L2 cache, if it is wanted: no branch,
-// which would cost more than the rest.
-TPDE_FN void prefetch_if(bool wanted, const void* p) {
-#ifdef __CUDA_ARCH__
-  asm volatile("{.reg .pred wanted; setp.ne.u32 wanted, %1, 0; @wanted prefetch.global.L2 [%0];}" ::"l"(p), "r"((u32)wanted));
-#endif
-}
-
 // The same for stores; p is global memory.
 TPDE_FN void store_whole(void* p, const Group& g) {
 #ifdef __CUDA_ARCH__
@@ -63,6 +55,14 @@ TPDE_FN void store_whole(void* p, const Group& g) {
 #else
   require_16(p);
   __builtin_memcpy(p, &g, 16);
+#endif
+}
+
+// Asks for what is at p to be brought to the L2 cache, if it is wanted: no branch,
+// which would cost more than the rest.
+TPDE_FN void prefetch_if(bool wanted, const void* p) {
+#ifdef __CUDA_ARCH__
+  asm volatile("{.reg .pred wanted; setp.ne.u32 wanted, %1, 0; @wanted prefetch.global.L2 [%0];}" ::"l"(p), "r"((u32)wanted));
 #endif
 }
 
