@@ -319,7 +319,7 @@ def compile_cuda(source: str, *options: str) -> str:
         pytest.skip("torch came without NVRTC")
     nvrtc = ctypes.CDLL(str(next(p for p in found if "alt" not in p.name)))
     program = ctypes.c_void_p()
-    names = ["common.cuh", "floats.cuh", "dequant.cuh"]
+    names = ["common.cuh", "floats.cuh", "group.cuh", "dequant.cuh"]
     texts = (ctypes.c_char_p * len(names))(*[(KERNELS / name).read_bytes() for name in names])
     includes = (ctypes.c_char_p * len(names))(*[name.encode() for name in names])
     create = nvrtc.nvrtcCreateProgram
