@@ -87,7 +87,7 @@ TPDE_FN void octet_exact(const u32* codes, u32 octet, const RawScale& s, u32 mas
       pairs[i] = quant::exact_pair<kType>(code, less, scale);
     } else {  // in two steps: 128 + zero point may have 9 bits
       const u32 minus = bits_of(float_of(0x4b000000) - float_of(0x4b000000 | zero)) >> 16;
-      u32 v = quant::add_pair<kType>(code | 0x43004300, 0xc300c300);
+      u32 v = quant::add_pair<kType>(code | quant::twice(quant::kRaise<kType>), quant::raised_zero<kType>(0));
       v = quant::add_pair<kType>(v, quant::twice(minus));
       pairs[i] = quant::multiply_pair<kType>(v, scale);
     }

@@ -11,7 +11,7 @@
 // loads the tables of a tensor into shared memory, and its warps take chunk
 // after chunk of its share. The host says how many warps there are: each has an
 // equal part of what is left of shared memory, to which it brings a chunk, and
-// base words rows ahead. A block whose bit strings do not fit is decoded from
+// rows of wide words ahead. A block whose bit strings do not fit is decoded from
 // global memory, more slowly.
 #include "batch.cuh"
 #include "prefix.cuh"

@@ -282,9 +282,14 @@ TPDE_FN void decode_part(const Block<Word>& b, Bits<Memory>& bits, const Decodin
 // `count` words at `words`, which are in that memory, and writes the lane's
 // target words. Returns false if it ends elsewhere. Near: rows are aligned, and
 // `queue` has been started. Plain: as in load_row. The tables are in shared memory.
-template <typename Word, bool Keyed, bool Pair, bool Near, bool Plain, typename Memory>
+template <typename Word, bool Pair, bool Near, bool Plain, typename Memory>
 TPDE_FN bool decode_lane(const Block<Word>& b, u32 lane, const Decoding& d, const u32* words, u32 count, u32 start,
                          u32 end, Queue<Word>& queue) {
+#ifdef QUANT
+  const bool kKeyed = true;
+#else
+  const bool kKeyed = !Plain;  // words of zero have one key
+#endif
   const u32 own = Shape<Word>::kWords, row = Shape<Word>::kRow;
   Bits<Memory> bits(words, count, start);
   u32 first = lane * own;
@@ -295,15 +300,15 @@ TPDE_FN bool decode_lane(const Block<Word>& b, u32 lane, const Decoding& d, cons
       const Row<Word> whole = queue.template take<Plain>(b, first, last);
       if (Queue<Word>::kRefillFirst) queue.template fetch<Plain>(b, first + ahead * row, i + ahead < rows);
       Group out[Shape<Word>::kVectors];
-      decode_row<Word, Keyed, Pair, false>(b, whole, bits, d, first, own, out);
+      decode_row<Word, kKeyed, Pair, false>(b, whole, bits, d, first, own, out);
       queue.store(b, first, out);
       if (!Queue<Word>::kRefillFirst) queue.template fetch<Plain>(b, first + ahead * row, i + ahead < rows);
     }
-    if (first < b.words) decode_part<Word, Keyed, Pair>(b, bits, d, first, min_u32(b.words - first, own));
+    if (first < b.words) decode_part<Word, kKeyed, Pair>(b, bits, d, first, min_u32(b.words - first, own));
   } else {
 #pragma unroll 1
     for (; first < b.words; first += row) {
-      decode_part<Word, Keyed, Pair>(b, bits, d, first, min_u32(b.words - first, own));
+      decode_part<Word, kKeyed, Pair>(b, bits, d, first, min_u32(b.words - first, own));
     }
   }
   return bits.read(start, end - start);
@@ -317,25 +322,25 @@ TPDE_FN bool decode_lane(const Block<Word>& b, u32 lane, const Decoding& d, cons
 template <typename Word>
 TPDE_FN bool decode_lane(const Tables& t, const Block<Word>& b, u32 lane, const Decoding& d, bool near,
                          const u32* words, u32 count, u32 start, u32 end, Queue<Word>& queue) {
-  if (!near) return decode_lane<Word, true, false, false, false, Global>(b, lane, d, words, count, start, end, queue);
+  if (!near) return decode_lane<Word, false, false, false, Global>(b, lane, d, words, count, start, end, queue);
 #ifdef ADD
-  return decode_lane<Word, true, false, true, false, Shared>(b, lane, d, words, count, start, end, queue);
+  return decode_lane<Word, false, true, false, Shared>(b, lane, d, words, count, start, end, queue);
 #else
   const bool pairs = t.longest <= kPairBits;
 #ifdef QUANT
   if constexpr (quant::kPlainRuns<QUANT>) {
     if (pairs && b.run.plain) {
-      return decode_lane<Word, true, true, true, true, Shared>(b, lane, d, words, count, start, end, queue);
+      return decode_lane<Word, true, true, true, Shared>(b, lane, d, words, count, start, end, queue);
     }
   }
 #else
-  if (!b.base) {  // words of zero, whose key is 0
-    return pairs ? decode_lane<Word, false, true, true, true, Shared>(b, lane, d, words, count, start, end, queue)
-                 : decode_lane<Word, false, false, true, true, Shared>(b, lane, d, words, count, start, end, queue);
+  if (!b.base) {
+    return pairs ? decode_lane<Word, true, true, true, Shared>(b, lane, d, words, count, start, end, queue)
+                 : decode_lane<Word, false, true, true, Shared>(b, lane, d, words, count, start, end, queue);
   }
 #endif
-  return pairs ? decode_lane<Word, true, true, true, false, Shared>(b, lane, d, words, count, start, end, queue)
-               : decode_lane<Word, true, false, true, false, Shared>(b, lane, d, words, count, start, end, queue);
+  return pairs ? decode_lane<Word, true, true, false, Shared>(b, lane, d, words, count, start, end, queue)
+               : decode_lane<Word, false, true, false, Shared>(b, lane, d, words, count, start, end, queue);
 #endif
 }
 

@@ -55,7 +55,7 @@ struct Shape {
   static const u32 kAhead = 1, kQueueWords = 0;
 #else
   static const u32 kAhead = sizeof(Word) == 4 ? 2 : 1;
-  static const u32 kRowWords = (kVectors + kPlanes) * kLanes * 4;            // 32-bit words of base and planes
+  static const u32 kRowWords = (kVectors + kPlanes) * kLanes * 4;         // 32-bit words of base and planes
   static const u32 kQueueWords = kVectors == 1 ? 0 : kAhead * kRowWords;  // of shared memory, as the host counts them
 #endif
 };

@@ -93,14 +93,14 @@ TPDE_FN void store_row(const Block<Word>& b, u32 first, u32 count, const Group* 
 // Rows that are on their way to a lane, of a block whose rows are aligned. start()
 // asks for the first ones, before it is known where bit strings are.
 //
-// If a lane loads at most 16 bytes of a row, there is one on its way, to registers;
-// those behind it are brought to the L2 cache.
-template <typename Word>
-struct DirectQueue {
+// If nothing goes through shared memory, for a lane loads at most 16 bytes of a row,
+// there is one on its way, to registers; those behind it are brought to the L2 cache.
+template <typename Word, bool InShared = (Shape<Word>::kQueueWords > 0)>
+struct Queue {
   static const bool kRefillFirst = true;  // the place is free once the row is taken
   Row<Word> row;
 
-  TPDE_FN DirectQueue(u32*, u32) {}
+  TPDE_FN Queue(u32*, u32) {}
   // Asks for what the lane loads of a row, words from `first` on.
   template <bool Plain>
   TPDE_FN static void prefetch(const Block<Word>& b, u32 first) {
@@ -154,7 +154,7 @@ struct DirectQueue {
 // own changes hands in shared memory. There the 16 bytes are so ordered that eight
 // lanes in a row find theirs in different banks, either way.
 template <typename Word>
-struct SharedQueue {
+struct Queue<Word, true> {
   static const bool kRefillFirst = false;  // look-ups behind a copy would wait for it to be issued
 #ifdef __CUDACC__
   static const bool kTogether = true;  // lanes load and store for each other
@@ -165,7 +165,7 @@ struct SharedQueue {
   u32 lane;
   u32 head, tail;  // words from there to the place of the next row to take, and to fetch
 
-  TPDE_FN SharedQueue(u32* words, u32 own) : room(words), lane(own), head(0), tail(0) {}
+  TPDE_FN Queue(u32* words, u32 own) : room(words), lane(own), head(0), tail(0) {}
   // Words from a place to the 16 bytes of number n of the row.
   TPDE_FN static u32 place_of(u32 n) { return 4 * (n ^ (n >> 3 & (Shape<Word>::kVectors - 1))); }
   // The number of the v-th 16 bytes that a lane owns, and that it copies and stores.
@@ -237,18 +237,5 @@ struct SharedQueue {
   }
 };
 #endif
-
-template <typename Word, bool InShared>
-struct QueueOf {
-  typedef DirectQueue<Word> Type;
-};
-#ifndef QUANT
-template <typename Word>
-struct QueueOf<Word, true> {
-  typedef SharedQueue<Word> Type;
-};
-#endif
-template <typename Word>
-using Queue = typename QueueOf<Word, (Shape<Word>::kQueueWords > 0)>::Type;
 
 }  // namespace prefix

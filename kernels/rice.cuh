@@ -78,12 +78,15 @@ TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& t
                           Private<Ahead<Word>, kThreads>& ahead) {
   const Steps<Word, kNear<Word>> steps(s, tables);
   const bool copy = !b.in_place();
+  const Head& h = s.head;
   const u32 far_events = s.far_events;
   u16* positions = positions_of(s);
   u8* codes = codes_of(s);
   EACH_THREAD(t, kThreads) {  // read behind a barrier
     if (t < kClasses) {
-      s.origin[t] = origin_of(s, t, Walk);
+      const bool sign = s.classes[t].kind != kValued;
+      s.origin[t] = Origin{h.start[t], Walk ? kPosition : sign ? kSign : kValue,
+                           sign ? h.sign_at[t] - h.sign_at[0] : h.values_at[t], h.start[t] + h.events[t]};
     }
   }
 #pragma unroll 1
@@ -102,10 +105,10 @@ TPDE_FN void decode_tiles(Shared<Word>& s, const Block<Word>& b, const Tables& t
       const Numbering numbering(s);
 #pragma unroll 1
       for (u32 n = t; n < numbering.all(); n += kThreads) {
-        const Event e(s, numbering, n);
-        const Found& f = e.found;
-        const u32 i = e.number;
-        const Place<Word> place = locate_event(s, steps, e.c, i);
+        u32 i = n;
+        const u32 c = numbering.class_of(i);
+        const Found f = s.found[c];
+        const Place<Word> place = locate_event(s, steps, c, i);
         if (f.note == kSign) {
           apply_sign(b, first, place, sign_of(s, f.at + i));
         } else {

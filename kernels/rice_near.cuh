@@ -49,7 +49,7 @@ struct Near {
   TPDE_FN u32 word() const { return *reinterpret_cast<const u32*>(address); }
   TPDE_FN void set_half(u32 v) const { *reinterpret_cast<u16*>(const_cast<u8*>(address)) = (u16)v; }
 #endif
-  TPDE_FN bool operator==(Near other) const { return address == other.address; }
+  TPDE_FN bool operator!=(Near other) const { return address != other.address; }
   // Goes on by d bytes if a is at most b.
   TPDE_FN void step_if(u32 d, u32 a, u32 b) {
 #ifdef __CUDA_ARCH__

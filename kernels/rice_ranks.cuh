@@ -90,7 +90,8 @@ TPDE_FN void scan_quotients(Shared<Word>& s, const Strings& strings, bool list) 
         for (; piece != 0 && i < events; i++) {
           const u32 at_one = leading_zeros(piece);
           piece ^= 0x80000000u >> at_one;
-          s.list[i] = (u16)(zeros = start + at_one - quotients - i);
+          zeros = start + at_one - quotients - i;
+          s.list[i] = (u16)zeros;
         }
         if (zeros > 0xffff) raise(&s.too_wide);
       }

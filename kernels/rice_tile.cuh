@@ -126,14 +126,14 @@ struct Steps {
   }
 };
 
-// Adds the words of each class among the first `count` of a group.
+// Adds the words of each class in a group.
 template <typename Word, bool InShared>
-TPDE_FN void count_group(const Steps<Word, InShared>& steps, const Group& g, u32 count, Counts& sum) {
+TPDE_FN void count_group(const Steps<Word, InShared>& steps, const Group& g, Counts& sum) {
 #pragma unroll
   for (u32 part = 0; part < Shape<Word>::kPer; part += 8) {  // half a byte holds no more
     u32 n = 0;
 #pragma unroll
-    for (u32 i = part; i < part + 8 && i < Shape<Word>::kPer; i++) n += i < count ? steps.step(g, i) : 0;
+    for (u32 i = part; i < part + 8 && i < Shape<Word>::kPer; i++) n += steps.step(g, i);
     sum = sum + Counts{n & 0x0f0f0f0f, n >> 4 & 0x0f0f0f0f};
   }
 }
@@ -153,7 +153,7 @@ TPDE_FN void count_stretch(const Shared<Word>& s, const Steps<Word, InShared>& s
 #pragma unroll
   for (u32 j = 0; j < Shape<Word>::kStretch; j++) {
     sum.g[j] = sum.all;
-    count_group(steps, load_whole(&s.tile[own ^ j]), Shape<Word>::kPer, sum.all);
+    count_group(steps, load_whole(&s.tile[own ^ j]), sum.all);
   }
 }
 
@@ -330,15 +330,6 @@ TPDE_FN Place<Word> locate(const Shared<Word>& s, const Steps<Word, InShared>& s
   return Place<Word>{group * Sh::kPer + word, reinterpret_cast<const Word*>(slot)[word]};
 }
 
-// Where the events of class c start in a chunk. walk: it is walked.
-template <typename Word>
-TPDE_FN Origin origin_of(const Shared<Word>& s, u32 c, bool walk) {
-  const Head& h = s.head;
-  const bool sign = s.classes[c].kind != kValued;
-  return Origin{h.start[c], walk ? kPosition : sign ? kSign : kValue, sign ? h.sign_at[c] - h.sign_at[0] : h.values_at[c],
-                h.start[c] + h.events[c]};
-}
-
 // The events of a tile are numbered, class by class.
 struct Numbering {
   u32 end[kClasses];  // number of the event behind the last one of each class
@@ -363,30 +354,12 @@ struct Numbering {
   }
 };
 
-// An event, its number in its class, and where those of the class are.
-struct Event {
-  u32 c, number;
-  Found found;
-
-  template <typename Word>
-  TPDE_FN Event(const Shared<Word>& s, const Numbering& numbering, u32 n) : number(n) {
-    c = numbering.class_of(number);
-    found = s.found[c];
-  }
-};
-
 // The word of the tile that event i of class c is at. A dense word's number is
 // its rank.
 template <typename Word, bool InShared>
 TPDE_FN Place<Word> locate_event(const Shared<Word>& s, const Steps<Word, InShared>& steps, u32 c, u32 i) {
   const Found& f = s.found[c];
   return locate(s, steps, c, c == kDense ? i : (u16)(s.list[f.from + i] - f.bias));
-}
-
-// The residual of one unit that a sign bit stands for.
-template <typename Word>
-TPDE_FN Word unit_change(u32 sign) {
-  return (Word)((Word)1 - (Word)(sign << 1));
 }
 
 // The sign bit of an event, by its number in Shared.signs.
@@ -396,7 +369,7 @@ TPDE_FN u32 sign_of(const Shared<Word>& s, u32 n) { return s.signs[n / 32] >> (3
 // Moves a word of the tile at word `first` by one unit, as a sign bit says.
 template <typename Word>
 TPDE_FN void apply_sign(const Block<Word>& b, u32 first, const Place<Word>& place, u32 sign) {
-  b.dst[first + place.at] = apply<Word>(place.word, unit_change<Word>(sign));
+  b.dst[first + place.at] = apply<Word>(place.word, (Word)((Word)1 - (Word)(sign << 1)));
 }
 
 }  // namespace rice

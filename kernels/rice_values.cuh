@@ -198,14 +198,14 @@ TPDE_FN void read_near_lane(Shared<Word>& s, const Room& room, const u32* data, 
   u32 position = start & 31;
   Near slot = Near::of(room_of(s) + s.lane_value[l]);
   const Near end = Near::of(room_of(s) + s.lane_value[l + 1]);
-  bool more = !(slot == end);
+  bool more = slot != end;
   u32 code_after = more ? slot.word() : 0;
 #pragma unroll 2
   while (more) {
     const Near here = slot;
     const u32 code = code_after, ahead = next.word();
     slot = slot.plus(4);
-    more = !(slot == end);
+    more = slot != end;
     if (more) code_after = slot.word();
     const u32 window = bits_between(high, low, position);
     const u32 entry = entries.plus(code >> 16).plus(4 * top_bits(window, code)).word();

@@ -104,8 +104,8 @@ func (k *kernelRequests) add(p *packed, data []byte, m kernelMode) {
 	k.want = append(k.want, x)
 }
 
-// run checks the answers: what Go decodes comes out the same; what Go refuses may
-// be taken where telling would cost too much.
+// run checks the answers: what Go decodes comes out the same; what Go refuses
+// may be taken where telling would cost too much.
 func (k *kernelRequests) run(flags ...string) {
 	t := k.t.(*testing.T)
 	t.Helper()

@@ -96,9 +96,32 @@ func TestCutGrid(t *testing.T) {
 
 // The launch of a call takes the most that any of its tensors needs.
 func TestCutJobs(t *testing.T) {
+	for _, types := range [][2]dtype.Type{{dtype.BF16, dtype.F16}, {dtype.F32, dtype.F32}} {
+		t.Run(types[0].String(), func(t *testing.T) { testCutJobs(t, types[0], types[1]) })
+	}
+	// Of words of 16 bits nothing lies in a queue, least of all without a base.
+	index, _ := pack(t, codec.Prefix, dtype.BF16, residual.Bit, 5500, false)
+	if p, err := Prepare(index); err != nil || p.sharedQueue != 0 {
+		t.Errorf("no base: %+v, %v", p, err)
+	}
+	if p := prepare(t, codec.Prefix, dtype.BF16, residual.Bit, 5500); p.sharedQueue != 0 {
+		t.Errorf("BF16: %+v", p)
+	}
+	// Nor on a quantised base.
 	a := prepare(t, codec.Prefix, dtype.F32, residual.Bit, 5500)
-	b := prepare(t, codec.Prefix, dtype.F32, residual.Bit, 2500)
-	if a.kernel != b.kernel || a.sharedTables == 0 || a.sharedChunk == 0 || a.sharedQueue == 0 {
+	q := job(a, 1<<30)
+	q.Quantised = true
+	l := hopper
+	c, err := l.cutJobs([]Job{q}, q.kernel(), (*Job).kernel)
+	if err != nil || a.sharedQueue == 0 || int(c.sharedBytes) != a.sharedTables+int(c.threads/32)*a.sharedChunk {
+		t.Errorf("quantised: cut %+v, %v", c, err)
+	}
+}
+
+func testCutJobs(t *testing.T, first, second dtype.Type) {
+	a := prepare(t, codec.Prefix, first, residual.Bit, 5500)
+	b := prepare(t, codec.Prefix, second, residual.Bit, 2500)
+	if a.kernel != b.kernel || a.sharedTables == 0 || a.sharedChunk == 0 {
 		t.Fatalf("prepared: %+v, %+v", a, b)
 	}
 	l := hopper
@@ -114,15 +137,5 @@ func TestCutJobs(t *testing.T) {
 	})
 	if err != nil {
 		t.Error(err)
-	}
-	// On a quantised base there is no queue, nor of words of 16 bits.
-	if p := prepare(t, codec.Prefix, dtype.BF16, residual.Bit, 5500); p.sharedQueue != 0 {
-		t.Errorf("BF16: %+v", p)
-	}
-	q := job(a, 1<<30)
-	q.Quantised = true
-	c, err := l.cutJobs([]Job{q}, q.kernel(), (*Job).kernel)
-	if err != nil || int(c.sharedBytes) != a.sharedTables+int(c.threads/32)*a.sharedChunk {
-		t.Errorf("quantised: cut %+v, %v", c, err)
 	}
 }

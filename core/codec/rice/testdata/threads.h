@@ -57,10 +57,6 @@ static unsigned __shfl_up_sync(unsigned, unsigned v, unsigned d) {
   return exchange(v, [&](unsigned* all, unsigned lane) { return lane >= d ? all[lane - d] : v; });
 }
 
-static unsigned __shfl_xor_sync(unsigned, unsigned v, unsigned d) {
-  return exchange(v, [&](unsigned* all, unsigned lane) { return all[lane ^ d]; });
-}
-
 static unsigned __shfl_sync(unsigned, unsigned v, unsigned from) {
   return exchange(v, [&](unsigned* all, unsigned) { return all[from & 31]; });
 }
