@@ -40,14 +40,16 @@ func planTables[T word.Word, P part](dt dtype.Type, samples []codec.Block, level
 	runs := gather[T, P](&t, samples)
 	o := interval.Options{MaxLength: codeBits, MaxTotal: totalBits, MaxSymbols: interval.MaxSymbols, Escape: escapeBits}
 	merged := merge(runs, o)
+	cost := 0
 	for i, r := range merged {
+		cost += r.cost
 		if i > 0 {
 			t.contexts.starts = append(t.contexts.starts, r.start)
 		}
 		t.codes = append(t.codes, r.words.Code(o))
 	}
 	t.finish()
-	return t, chunkWords(level)
+	return t, chunkWords(level, cost, total(samples))
 }
 
 // total returns the number of words of all samples.
@@ -185,15 +187,19 @@ func merge[P part](runs []run[P], o interval.Options) []run[P] {
 	return runs
 }
 
-// chunkWords returns how many words a chunk should have. What a chunk costs is
-// some 40 bytes, most of it the lane table; a GPU decodes a chunk with one
-// warp, and needs thousands of them to be busy.
-func chunkWords(level codec.Level) int {
-	switch level {
-	case codec.LevelFast:
+// chunkWords returns how many words a chunk should have, where the coded parts of
+// `words` of them cost so much. A chunk takes some 40 bytes of its own, most of it the
+// lane table. A GPU decodes a chunk with one warp, and needs thousands of them to be
+// busy; as many warps run at once as have room for a chunk in shared memory, so
+// chunks are shorter where a word takes much.
+func chunkWords(level codec.Level, cost, words int) int {
+	switch {
+	case level == codec.LevelFast:
 		return 4096
-	case codec.LevelSmall:
+	case level == codec.LevelSmall:
 		return 32768
+	case 2*cost > 15*interval.CostUnit*words: // of plain weights, 11 bits
+		return 8192
 	}
 	return 12288
 }

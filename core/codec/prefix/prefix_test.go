@@ -128,6 +128,29 @@ func TestGolden(t *testing.T) {
 	}
 }
 
+// TestChunkWords expects shorter chunks where words take much: as many of them as
+// of a delta have room in a GPU's shared memory.
+func TestChunkWords(t *testing.T) {
+	delta := codectest.FineTune(1 << 17)
+	plain := codec.Block{Type: delta.Type, Base: make([]byte, len(delta.Base)), Residual: delta.Base}
+	for _, c := range []struct {
+		name  string
+		block codec.Block
+		level codec.Level
+		want  int
+	}{
+		{"delta", delta, codec.LevelDefault, 12288},
+		{"plain weights", plain, codec.LevelDefault, 8192},
+		{"plain weights, fast", plain, codec.LevelFast, 4096},
+		{"plain weights, small", plain, codec.LevelSmall, 32768},
+	} {
+		enc := factory{}.Plan(c.block.Type, []codec.Block{c.block}, 0, c.level)
+		if got := enc.ChunkWords(); got != c.want {
+			t.Errorf("%s: chunks of %d words, expected %d", c.name, got, c.want)
+		}
+	}
+}
+
 // TestTwoBlocks crosses the border of 2^16 words, with exceptions in both
 // blocks and more in the second than a head counts.
 func TestTwoBlocks(t *testing.T) {
