@@ -22,11 +22,11 @@ type cut struct {
 
 // What a staged kernel does with shared memory. A thread block loads the tables
 // of its tensor once, for all its warps, and each warp brings its chunk there, and
-// rows of base words: so many warps run at once as have room, and the fewer thread
+// rows of base words: so many warps run at once as have room, but not more than the
+// largest thread block has, for which there are registers; and the fewer thread
 // blocks they come in, the fewer tables.
 const (
 	leastWarps = 4        // of a thread block, which together load the tables
-	mostWarps  = 20       // of a multiprocessor, by the registers that they take
 	mostStage  = 24 << 10 // bytes; larger chunks are decoded from global memory
 	spareBytes = 256      // that a kernel may declare besides
 	tableUnits = 3        // chunks that a warp decodes while a thread block loads tables
@@ -50,13 +50,13 @@ func (l *limits) cutOf(k kernelID, chunks uint64, tables, stage int) (cut, error
 	// The number of warps of which most are at work at once; of those the
 	// largest. But if a thread block for each multiprocessor has warps for all
 	// chunks, no more than that: the tables are loaded once, and none has less to do.
-	best, resident := leastWarps, leastWarps
-	for warps := leastWarps; warps <= int(s.share); warps++ {
+	most, best, resident := int(s.share), leastWarps, leastWarps
+	for warps := leastWarps; warps <= most; warps++ {
 		need := tables + warps*stage
 		if need > l.shared.Block-spareBytes {
 			break
 		}
-		n := min(l.shared.Processor/(need+spareBytes+l.shared.Reserved), mostWarps/warps) * warps
+		n := min(l.shared.Processor/(need+spareBytes+l.shared.Reserved), most/warps) * warps
 		all := uint64(warps)*uint64(l.processors) >= chunks
 		if n >= resident || all {
 			best, resident = warps, n
