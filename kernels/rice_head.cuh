@@ -94,7 +94,7 @@ TPDE_FN bool find_sections(const ClassInfo* classes, Reader<Strings> bits, u32 w
   h.exceptions_at = (data_words - listed) * 4;
   h.bits = (data_words - listed) * 32;
 
-  u32 lanes = min_u32(values / kLaneValues, kMaxLanes), width = 0;
+  u32 lanes = min_u32((values + kLaneValues - 1) / kLaneValues, kMaxLanes), width = 0;
   if (lanes == 0) lanes = 1;
   h.least = 0;
   if (lanes > 1) {

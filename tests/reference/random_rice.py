@@ -146,7 +146,7 @@ def _bit_string(
 
     valued = [word for parameters, here in gap_classes if parameters.coded for word in here.events]
     valued += classes[DENSE].events
-    lanes = min(max(len(valued) // 64, 1), 32)
+    lanes = min(max(-(-len(valued) // 64), 1), 32)
     strings = [BitWriter() for _ in range(lanes)]
     for lane, string in enumerate(strings):
         for word in valued[lane * len(valued) // lanes : (lane + 1) * len(valued) // lanes]:

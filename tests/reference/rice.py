@@ -112,7 +112,7 @@ def decode_chunk(tables: Tables, data: bytes, base: list[int], deltas: int, dtyp
     require(exceptions <= count, "more exceptions than words")
     values = dense_events
     values += sum(number for number, gap_class in zip(events, tables.classes, strict=True) if gap_class.coded)
-    lanes = min(max(values // 64, 1), 32)
+    lanes = min(max(-(-values // 64), 1), 32)
     lengths = _read_lane_table(reader, lanes) if lanes > 1 else []
 
     # 2. Low bits, 3. signs, 4. quotients

@@ -40,7 +40,7 @@ func (h *head) values(t *tables) int {
 }
 
 // lanesOf returns how many lanes share values.
-func lanesOf(values int) int { return max(1, min(values/laneValues, maxLanes)) }
+func lanesOf(values int) int { return max(1, min((values+laneValues-1)/laneValues, maxLanes)) }
 
 // write appends the head. The lanes are what values says.
 func (h *head) write(w *bitio.Writer, t *tables) {
