@@ -20,16 +20,20 @@ const (
 	fineWords = 128 << 10
 	// minSamples is how many samples a context needs of its own.
 	minSamples = 384
+	// longWord is what coded parts cost at most if their chunks are not to be
+	// shorter: 7.5 bits. Those of deltas cost less, of plain bf16 11 bits.
+	longWord = 15 * interval.CostUnit / 2
 )
 
 // planTables chooses contexts and their codes from samples.
 func planTables[T word.Word, P part](dt dtype.Type, samples []codec.Block, level codec.Level) (tables, int) {
 	t := tables{layout: layoutOf(dt)}
 	l := &t.layout
+	words := total(samples)
 	t.contexts.shift = l.keyBits
 	if l.keyBits > 0 {
 		fine := uint(1)
-		if total(samples) >= fineWords {
+		if words >= fineWords {
 			fine = 2
 		}
 		t.contexts.shift = max(l.exponent, fine) - fine
@@ -49,7 +53,7 @@ func planTables[T word.Word, P part](dt dtype.Type, samples []codec.Block, level
 		t.codes = append(t.codes, r.words.Code(o))
 	}
 	t.finish()
-	return t, chunkWords(level, cost, total(samples))
+	return t, chunkWords(level, cost, words)
 }
 
 // total returns the number of words of all samples.
@@ -198,7 +202,7 @@ func chunkWords(level codec.Level, cost, words int) int {
 		return 4096
 	case level == codec.LevelSmall:
 		return 32768
-	case 2*cost > 15*interval.CostUnit*words: // of plain weights, 11 bits
+	case cost > longWord*words:
 		return 8192
 	}
 	return 12288

@@ -46,7 +46,7 @@ const (
 	maxOrder    = 24 // of the exp-Golomb code of a count
 	maxMean     = 1 << 25
 	maxLanes    = 32
-	laneValues  = 64      // of a lane at most, if there are not too many lanes
+	laneValues  = 64      // of a lane at most, unless that takes more than maxLanes
 	shortWords  = 1 << 16 // positions in chunks of at most so many words take 2 bytes
 )
 
