@@ -35,6 +35,22 @@ TPDE_FN u32 add_halves(u32 a, u32 b) {
 #endif
 }
 
+// The sums of both halves of a and b, signed, but at least 0 and at most those of `most`.
+TPDE_FN u32 add_clamped(u32 a, u32 b, u32 most) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  u32 v;
+  asm("{ .reg .b32 sum; add.s16x2 sum, %1, %2; min.relu.s16x2 %0, sum, %3; }" : "=r"(v) : "r"(a), "r"(b), "r"(most));
+  return v;
+#else
+  const u32 sum = add_halves(a, b);
+  const int low = (short)sum, high = (int)sum >> 16;
+  return (high < 0 ? 0 : min_u32(high, most >> 16)) << 16 | (low < 0 ? 0 : min_u32(low, most & 0xffff));
+#endif
+}
+
+// How contexts are found: there is one, by arithmetic, or by a look-up.
+enum class Contexts { kOne, kRamp, kAny };
+
 // The tables in shared memory. A context is a byte, so that those of 128 keys,
 // which is what 16-bit floats have, lie in 32 banks, and no two of them collide;
 // they are aligned to all of them, so that masking a part and addressing its
@@ -45,11 +61,14 @@ struct Decoding {
   struct alignas(8) Two {
     u32 first, second;
   };
+  static const u32 kBoth = 0x10001;  // times a number: that number in both halves
+
   u32* contexts;
   u32* entries;
   Shared context, entry;  // the lane's copy of the first one
-  u32 rotate, mask, index;
-  u32 stride;  // bytes from one entry of a copy to the next
+  u32 shift, mask, index;
+  u32 less, last;  // of the ramp, the negative of its first key and its last context, in both halves
+  u32 stride;      // bytes from one entry of a copy to the next
 
   // `room` is shared memory, t.shared_words() words.
   TPDE_FN Decoding(const Tables& t, u32* room, u32 lane) {
@@ -58,9 +77,10 @@ struct Decoding {
     entries = contexts + t.keys / 4;
     stride = 4 * t.copies;
     context = Shared::of(contexts), entry = Shared::of(entries + (lane & (t.copies - 1)));
-    rotate = t.shift;
-    mask = t.mask;
+    shift = t.shift;
+    mask = t.mask * kBoth;
     index = t.index;
+    less = ((0 - t.first) & 0xffff) * kBoth, last = t.last * kBoth;
   }
   // Thread i of `threads` copies its share; `behind` is what lies behind Tables.
   TPDE_FN void stage_tables(const Tables& t, const u32* behind, u32 i, u32 threads) const {
@@ -77,20 +97,28 @@ struct Decoding {
       }
     }
   }
-  // The context of the part in the low half of x, or in the high one.
-  TPDE_FN u32 context_of(u32 x, bool high) const {
-    const u32 at = rotate_right(x, rotate + 16 * high) & mask;
+  // The contexts of the parts in both halves of x, in the same halves.
+  template <Contexts How>
+  TPDE_FN u32 contexts_of(u32 x) const {
+    const u32 keys = x >> shift & mask;
+    if (How == Contexts::kOne) return 0;
+    if (How == Contexts::kRamp) return add_clamped(keys, less, last);
+    return context_of(keys & 0xffff) | context_of(keys >> 16) << 16;
+  }
+  TPDE_FN u32 context_of(u32 key) const {
 #ifdef __CUDA_ARCH__
-    return Shared{at | context.address}.byte();
+    return Shared{key | context.address}.byte();
 #else
-    return context.plus(at).byte();
+    return context.plus(key).byte();
 #endif
   }
-  // The entry of a context and a window. Near: the index has kIndex bits.
+  // The entry of a window and the context in the low half of `contexts`, or in the
+  // high one. Near: the index has kIndex bits.
   template <bool Near>
-  TPDE_FN u32 find(u32 context, u32 window) const {
-    // Either has no bits where the other has some.
-    const u32 n = Near ? permute(window, context, 0x5543) : context << index | top_bits(window, index);
+  TPDE_FN u32 find(u32 contexts, bool high, u32 window) const {
+    // Either has no bits where the other has some; a context is less than 256.
+    const u32 n = Near ? permute(window, contexts, high ? 0x7763 : 0x5543)
+                       : (contexts >> 16 * high & 0xff) << index | top_bits(window, index);
     return entry.plus(n * stride).word();
   }
 };
@@ -138,18 +166,16 @@ struct Bits {
   }
 };
 
-// Decodes the coded parts of 8 words, two to a register. Keyed: there are
-// several contexts. Pair: no code is longer than kPairBits. Part: only the
-// first `count` words exist.
-template <bool Keyed, bool Pair, bool Part, typename Memory>
+// Decodes the coded parts of 8 words, two to a register. Pair: no code is longer
+// than kPairBits. Part: only the first `count` words exist.
+template <Contexts How, bool Pair, bool Part, typename Memory>
 TPDE_FN void decode_parts(u32* parts, Bits<Memory>& bits, const Decoding& d, u32 count) {
 #pragma unroll
   for (u32 i = 0; i < 4; i++) {
     const u32 x = parts[i];
-    const u32 first = Keyed ? d.context_of(x, false) : 0;
-    const u32 second = Keyed ? d.context_of(x, true) : 0;
+    const u32 contexts = d.contexts_of<How>(x);
     const u32 window = bits.peek();
-    u32 a = d.find<Memory::kNear>(first, window);
+    u32 a = d.find<Memory::kNear>(contexts, false, window);
     if (Part && 2 * i >= count) a = 0;
     u32 behind;
     if (Pair) {
@@ -158,7 +184,7 @@ TPDE_FN void decode_parts(u32* parts, Bits<Memory>& bits, const Decoding& d, u32
       bits.skip(a);
       behind = bits.peek();
     }
-    u32 b = d.find<Memory::kNear>(second, behind);
+    u32 b = d.find<Memory::kNear>(contexts, true, behind);
     if (Part && 2 * i + 1 >= count) b = 0;
     bits.skip(Pair ? a + b : b);
     const u32 plain = permute(top_bits(window, a), top_bits(behind, b), kLowHalves);
@@ -243,14 +269,14 @@ TPDE_FN void put_exceptions(const Block<Word>& b, u32 first, u32 count, Group* o
 
 // Decodes what a lane owns of a row, `count` words from `first` on. Part: they
 // may be less than all.
-template <typename Word, bool Keyed, bool Pair, bool Part, typename Memory>
+template <typename Word, Contexts How, bool Pair, bool Part, typename Memory>
 TPDE_FN void decode_row(const Block<Word>& b, const Row<Word>& row, Bits<Memory>& bits, const Decoding& d, u32 first,
                         u32 count, Group* out) {
 #pragma unroll
   for (u32 half = 0; half < Shape<Word>::kWords / 8; half++) {
     u32 parts[4];
     take_parts(b, row, half, parts);
-    decode_parts<Keyed, Pair, Part>(parts, bits, d, count > 8 * half ? count - 8 * half : 0);
+    decode_parts<How, Pair, Part>(parts, bits, d, count > 8 * half ? count - 8 * half : 0);
     put_parts(b, row, half, parts, out);
   }
 #ifdef ADD
@@ -266,7 +292,7 @@ TPDE_FN void decode_row(const Block<Word>& b, const Row<Word>& row, Bits<Memory>
 }
 
 // Decodes and stores what a lane owns of a row that may not be whole.
-template <typename Word, bool Keyed, bool Pair, typename Memory>
+template <typename Word, Contexts How, bool Pair, typename Memory>
 TPDE_FN void decode_part(const Block<Word>& b, Bits<Memory>& bits, const Decoding& d, u32 first, u32 count) {
   Row<Word> row;
   load_row<false, false>(b, first, count, row);
@@ -274,7 +300,7 @@ TPDE_FN void decode_part(const Block<Word>& b, Bits<Memory>& bits, const Decodin
   dequant_row<false, false>(b, first, count, row);
 #endif
   Group out[Shape<Word>::kVectors];
-  decode_row<Word, Keyed, Pair, true>(b, row, bits, d, first, count, out);
+  decode_row<Word, How, Pair, true>(b, row, bits, d, first, count, out);
   store_row<false>(b, first, count, out);
 }
 
@@ -282,14 +308,9 @@ TPDE_FN void decode_part(const Block<Word>& b, Bits<Memory>& bits, const Decodin
 // `count` words at `words`, which are in that memory, and writes the lane's
 // target words. Returns false if it ends elsewhere. Near: rows are aligned, and
 // `queue` has been started. Plain: as in load_row. The tables are in shared memory.
-template <typename Word, bool Pair, bool Near, bool Plain, typename Memory>
+template <typename Word, Contexts How, bool Pair, bool Near, bool Plain, typename Memory>
 TPDE_FN bool decode_lane(const Block<Word>& b, u32 lane, const Decoding& d, const u32* words, u32 count, u32 start,
                          u32 end, Queue<Word>& queue) {
-#ifdef QUANT
-  const bool kKeyed = true;
-#else
-  const bool kKeyed = !Plain;  // words of zero have one key
-#endif
   const u32 own = Shape<Word>::kWords, row = Shape<Word>::kRow;
   Bits<Memory> bits(words, count, start);
   u32 first = lane * own;
@@ -300,48 +321,50 @@ TPDE_FN bool decode_lane(const Block<Word>& b, u32 lane, const Decoding& d, cons
       const Row<Word> whole = queue.template take<Plain>(b, first, last);
       if (Queue<Word>::kRefillFirst) queue.template fetch<Plain>(b, first + ahead * row, i + ahead < rows);
       Group out[Shape<Word>::kVectors];
-      decode_row<Word, kKeyed, Pair, false>(b, whole, bits, d, first, own, out);
+      decode_row<Word, How, Pair, false>(b, whole, bits, d, first, own, out);
       queue.store(b, first, out);
       if (!Queue<Word>::kRefillFirst) queue.template fetch<Plain>(b, first + ahead * row, i + ahead < rows);
     }
-    if (first < b.words) decode_part<Word, kKeyed, Pair>(b, bits, d, first, min_u32(b.words - first, own));
+    if (first < b.words) decode_part<Word, How, Pair>(b, bits, d, first, min_u32(b.words - first, own));
   } else {
 #pragma unroll 1
     for (; first < b.words; first += row) {
-      decode_part<Word, kKeyed, Pair>(b, bits, d, first, min_u32(b.words - first, own));
+      decode_part<Word, How, Pair>(b, bits, d, first, min_u32(b.words - first, own));
     }
   }
   return bits.read(start, end - start);
 }
 
 // The same, by what the tables are like. Near: rows are aligned, the words are in
-// shared memory, and the index has kIndex bits; else they are in global memory. Every loop
-// decodes any tables if it is keyed and not of pairs: there is no other for
-// blocks that are not near, and with the add residual and quantised bases, whose
-// arithmetic takes long to compile.
+// shared memory, and the index has kIndex bits; else they are in global memory. One
+// loop decodes any tables: there is no other for blocks that are not near, and
+// with the add residual, whose arithmetic takes long to compile.
 template <typename Word>
 TPDE_FN bool decode_lane(const Tables& t, const Block<Word>& b, u32 lane, const Decoding& d, bool near,
                          const u32* words, u32 count, u32 start, u32 end, Queue<Word>& queue) {
-  if (!near) return decode_lane<Word, false, false, false, Global>(b, lane, d, words, count, start, end, queue);
-#ifdef ADD
-  return decode_lane<Word, false, true, false, Shared>(b, lane, d, words, count, start, end, queue);
-#else
+  const Contexts kAny = Contexts::kAny;
+  if (!near) return decode_lane<Word, kAny, false, false, false, Global>(b, lane, d, words, count, start, end, queue);
+#ifndef ADD
   const bool pairs = t.longest <= kPairBits;
+  const Contexts kRamp = Contexts::kRamp;
 #ifdef QUANT
   if constexpr (quant::kPlainRuns<QUANT>) {
-    if (pairs && b.run.plain) {
-      return decode_lane<Word, true, true, true, Shared>(b, lane, d, words, count, start, end, queue);
+    if (pairs && t.ramp && b.run.plain) {
+      return decode_lane<Word, kRamp, true, true, true, Shared>(b, lane, d, words, count, start, end, queue);
     }
   }
 #else
-  if (!b.base) {
-    return pairs ? decode_lane<Word, true, true, true, Shared>(b, lane, d, words, count, start, end, queue)
-                 : decode_lane<Word, false, true, true, Shared>(b, lane, d, words, count, start, end, queue);
+  const Contexts kOne = Contexts::kOne;
+  if (!b.base) {  // words of zero have one key
+    return pairs ? decode_lane<Word, kOne, true, true, true, Shared>(b, lane, d, words, count, start, end, queue)
+                 : decode_lane<Word, kOne, false, true, true, Shared>(b, lane, d, words, count, start, end, queue);
   }
 #endif
-  return pairs ? decode_lane<Word, true, true, false, Shared>(b, lane, d, words, count, start, end, queue)
-               : decode_lane<Word, false, true, false, Shared>(b, lane, d, words, count, start, end, queue);
+  if (pairs && t.ramp) {
+    return decode_lane<Word, kRamp, true, true, false, Shared>(b, lane, d, words, count, start, end, queue);
+  }
 #endif
+  return decode_lane<Word, kAny, false, true, false, Shared>(b, lane, d, words, count, start, end, queue);
 }
 
 }  // namespace prefix

@@ -23,6 +23,10 @@ const u32 kMaxLaneBits = kBlockWords / kLanes * kMaxTotal;
 // them lie u8 context[keys], and u32 entry[entries]: for each context 2^index
 // entries, with the length of code and plain bits in bits 0-4 and the bias in
 // bits 16-31. Both are padded to 16 bytes.
+//
+// Ramp: the context of a key is key - first, but 0 if that is less, and `last` if
+// it is more. The host numbers contexts so where it can, and repeats the entries of
+// one that several keys have: arithmetic is faster than a look-up.
 struct Tables {
   u32 shift;          // key of a coded part: part >> shift & mask
   u32 mask;           // keys less one, before padding; 0: there is one context
@@ -32,6 +36,9 @@ struct Tables {
   u32 entries;
   u32 sign_extended;  // parts stand for whole residual words; else there are planes
   u32 copies;         // of the entries in shared memory: a power of two, at most kLanes
+  u32 ramp;           // whether contexts are one
+  u32 first, last;
+  u32 zero;
 
   // What lies behind.
   TPDE_FN const u32* behind() const { return reinterpret_cast<const u32*>(this + 1); }
@@ -39,7 +46,7 @@ struct Tables {
   // What it takes in shared memory, where the contexts are aligned to all of them.
   TPDE_FN u32 shared_words() const { return keys / 2 + copies * entries; }
 };
-static_assert(sizeof(Tables) == 32, "layout is shared with the host");
+static_assert(sizeof(Tables) == 48, "layout is shared with the host");
 
 // What a lane owns of a row.
 template <typename Word>

@@ -2,12 +2,13 @@ package prefix
 
 import (
 	"encoding/binary"
+	"math/bits"
 
 	"github.com/tpde-project/tpde/core/dtype"
 )
 
 // deviceHead is the size of struct Tables of kernels/prefix_block.cuh.
-const deviceHead = 32
+const deviceHead = 48
 
 // deviceIndex is the least index of expanded tables, kIndex there: that of the
 // tables that Plan makes, for which the kernel has a faster path.
@@ -20,19 +21,22 @@ const copiesBytes = 32 << 10
 // DeviceTables validates the codec tables of a tensor and expands them to what
 // kernels/prefix.cuh looks codes up in: struct Tables, then the context of each
 // key in 8 bits, then the entries, each padded with zeros to a multiple of 16
-// bytes.
+// bytes. The contexts are numbered anew, so that the kernel can calculate them, if
+// there is room for that.
 func DeviceTables(dt dtype.Type, data []byte) ([]byte, error) {
 	t, err := parseTables(dt, data)
 	if err != nil {
 		return nil, err
 	}
 	l := &t.layout
-	contexts := t.contexts.table(l)
 	t.index = max(t.index, deviceIndex)
-	entries := t.decoding()
-	signed := uint32(0)
-	if l.signed {
-		signed = 1
+	r, ok := rampOf(&t.contexts)
+	if ok = ok && (r.last+1)<<t.index <= maxTable; !ok {
+		r = ramp{}
+	}
+	contexts, entries := t.contexts.table(l), t.decoding()
+	if ok {
+		contexts, entries = r.expand(contexts, entries, t.index)
 	}
 	copies := 32
 	for copies > 1 && 4*len(entries)*copies > copiesBytes {
@@ -41,19 +45,61 @@ func DeviceTables(dt dtype.Type, data []byte) ([]byte, error) {
 	le := binary.LittleEndian
 	out := make([]byte, 0, deviceHead+len(contexts)+4*len(entries)+32)
 	for _, v := range []uint32{
-		uint32(t.contexts.shift), uint32(len(contexts) - 1), uint32(t.index), uint32(t.longest),
-		uint32(alignUp(len(contexts), 16)), uint32(alignUp(len(entries), 4)), signed, uint32(copies),
+		uint32(t.contexts.shift + r.shift), uint32(len(contexts) - 1), uint32(t.index), uint32(t.longest),
+		uint32(alignUp(len(contexts), 16)), uint32(alignUp(len(entries), 4)), flag(l.signed), uint32(copies),
+		flag(ok), uint32(r.first), uint32(r.last), 0,
 	} {
 		out = le.AppendUint32(out, v)
 	}
-	for _, c := range contexts {
-		out = append(out, byte(c)) // at most maxContexts
-	}
+	out = append(out, contexts...)
 	out = append(out, make([]byte, -len(out)&15)...)
 	for _, e := range entries { // the length in bits 0-4, the bias in bits 16-31
 		out = le.AppendUint32(out, e&31|e>>8<<16)
 	}
 	return append(out, make([]byte, -len(out)&15)...), nil
+}
+
+func flag(b bool) uint32 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// ramp numbers contexts so that arithmetic finds them: key>>shift - first, between 0
+// and last. Keys in a row have the same code where their contexts are one.
+type ramp struct {
+	shift       uint
+	first, last int
+}
+
+// rampOf returns the shortest ramp, if it has at most maxContexts numbers.
+func rampOf(c *contexts) (r ramp, ok bool) {
+	if len(c.starts) == 0 {
+		return r, true
+	}
+	all := uint16(0)
+	for _, s := range c.starts {
+		all |= s
+	}
+	r.shift = uint(bits.TrailingZeros16(all))
+	r.first = int(c.starts[0]>>r.shift) - 1
+	r.last = int(c.starts[len(c.starts)-1]>>r.shift) - r.first
+	return r, r.last < maxContexts
+}
+
+// expand returns the number of each key>>shift, and the entries of each number,
+// where contexts has the context of each key and entries 2^index for each context.
+func (r ramp) expand(contexts []uint8, entries []uint32, index uint) (numbers []uint8, repeated []uint32) {
+	numbers = make([]uint8, len(contexts)>>r.shift)
+	for key := range numbers {
+		numbers[key] = uint8(max(min(key-r.first, r.last), 0))
+	}
+	for n := range r.last + 1 {
+		c := int(contexts[(r.first+n)<<r.shift])
+		repeated = append(repeated, entries[c<<index:(c+1)<<index]...)
+	}
+	return numbers, repeated
 }
 
 // DeviceShared returns how many bytes of shared memory the kernel takes for
