@@ -48,13 +48,13 @@ TPDE_FN u32 add_clamped(u32 a, u32 b, u32 most) {
 #endif
 }
 
-// How contexts are found: there is one, by arithmetic, or by a look-up.
+// How contexts are found: there is one; by arithmetic, as they are a ramp; or, whatever
+// they are, by a look-up.
 enum class Contexts { kOne, kRamp, kAny };
 
-// The tables in shared memory. A context is a byte, so that those of 128 keys,
-// which is what 16-bit floats have, lie in 32 banks, and no two of them collide;
-// they are aligned to all of them, so that masking a part and addressing its
-// context is one instruction. Of few entries there are copies, one behind the
+// The tables in shared memory. A context is a byte, so that those of 128 keys lie in
+// 32 banks, and no two of them collide; they are aligned to all of them, so that no
+// key, however large the part is, is looked up elsewhere. Of few entries there are copies, one behind the
 // other word by word, so that lanes that look for different ones find them in
 // different banks.
 struct Decoding {
@@ -69,6 +69,7 @@ struct Decoding {
   u32 shift, mask, index;
   u32 less, last;  // of the ramp, the negative of its first key and its last context, in both halves
   u32 stride;      // bytes from one entry of a copy to the next
+  u32 zero;        // that of Tables
 
   // `room` is shared memory, t.shared_words() words.
   TPDE_FN Decoding(const Tables& t, u32* room, u32 lane) {
@@ -80,6 +81,7 @@ struct Decoding {
     shift = t.shift;
     mask = t.mask * kBoth;
     index = t.index;
+    zero = t.zero;
     less = ((0 - t.first) & 0xffff) * kBoth, last = t.last * kBoth;
   }
   // Thread i of `threads` copies its share; `behind` is what lies behind Tables.
@@ -136,6 +138,7 @@ struct Bits {
   u32 position;
   u32 high, low;  // the word that the next bit is in, and the one behind it
   u32 ahead;      // the next one, as in memory
+  u32 window;     // the next 32 bits
 
   TPDE_FN Bits(const u32* words, u32 count, u32 bit) {
     const Memory first = Memory::of(words);
@@ -146,15 +149,20 @@ struct Bits {
     high = byte_swap(first.plus(at).word());
     low = byte_swap(first.plus(min_u32(at + 4, end)).word());
     ahead = next.word();
+    window = bits_between(high, low, position);
   }
   // The next 32 bits.
-  TPDE_FN u32 peek() const { return bits_between(high, low, position); }
+  TPDE_FN u32 peek() const { return window; }
   // Goes on by the low 16 bits of n, at most 32.
   TPDE_FN void skip(u32 n) {
-    const u32 to = position + n;
+    const u32 to = position + n, behind = byte_swap(ahead);
+    // Made either way: it takes long to tell which.
+    const u32 here = bits_between(high, low, to), there = bits_between(low, behind, to);
+    window = here;
     if ((to ^ position) & 32) {
+      window = there;
       high = low;
-      low = byte_swap(ahead);
+      low = behind;
       next = before_of(next.plus(4), last);
       ahead = next.word();
     }
@@ -317,13 +325,19 @@ TPDE_FN bool decode_lane(const Block<Word>& b, u32 lane, const Decoding& d, cons
   if (Near) {
     const u32 rows = b.words / row, ahead = Shape<Word>::kAhead, last = (rows - 1) * row + lane * own;
 #pragma unroll 1
-    for (u32 i = 0; i < rows; i++, first += row) {
-      const Row<Word> whole = queue.template take<Plain>(b, first, last);
-      if (Queue<Word>::kRefillFirst) queue.template fetch<Plain>(b, first + ahead * row, i + ahead < rows);
-      Group out[Shape<Word>::kVectors];
-      decode_row<Word, How, Pair, false>(b, whole, bits, d, first, own, out);
-      queue.store(b, first, out);
-      if (!Queue<Word>::kRefillFirst) queue.template fetch<Plain>(b, first + ahead * row, i + ahead < rows);
+    for (u32 i = 0; i < rows;) {
+#pragma unroll
+      for (u32 k = 0; k < Queue<Word>::kPlaces; k++) {
+        const Row<Word> whole = queue.template take<Plain>(b, k, first, last);
+        const u32 next = first + ahead * row;
+        if (Queue<Word>::kRefillFirst) queue.template fetch<Plain>(b, k, next, i + ahead < rows, d.zero);
+        Group out[Shape<Word>::kVectors];
+        decode_row<Word, How, Pair, false>(b, whole, bits, d, first, own, out);
+        queue.store(b, first, out);
+        if (!Queue<Word>::kRefillFirst) queue.template fetch<Plain>(b, k, next, i + ahead < rows, d.zero);
+        first += row;
+        if (++i >= rows) break;
+      }
     }
     if (first < b.words) decode_part<Word, How, Pair>(b, bits, d, first, min_u32(b.words - first, own));
   } else {

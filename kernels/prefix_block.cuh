@@ -38,7 +38,7 @@ struct Tables {
   u32 copies;         // of the entries in shared memory: a power of two, at most kLanes
   u32 ramp;           // whether contexts are one
   u32 first, last;
-  u32 zero;
+  u32 zero;           // 0
 
   // What lies behind.
   TPDE_FN const u32* behind() const { return reinterpret_cast<const u32*>(this + 1); }

@@ -97,8 +97,13 @@ TPDE_FN void store_row(const Block<Word>& b, u32 first, u32 count, const Group* 
 // there is one on its way, to registers; those behind it are brought to the L2 cache.
 template <typename Word, bool InShared = (Shape<Word>::kQueueWords > 0)>
 struct Queue {
-  static const bool kRefillFirst = true;  // the place is free once the row is taken
-  Row<Word> row;
+#ifdef QUANT
+  static const u32 kPlaces = 1;
+#else
+  static const u32 kPlaces = 2;  // by turns, so that nothing is moved from one to the other
+#endif
+  static const bool kRefillFirst = true;  // the place is free, or becomes so once the row is taken
+  Row<Word> row[kPlaces];
 
   TPDE_FN Queue(u32*, u32) {}
   // Asks for what the lane loads of a row, words from `first` on.
@@ -116,29 +121,35 @@ struct Queue {
     }
 #ifdef QUANT
     if constexpr (quant::kPlainRuns<QUANT>) {
-      if (b.run.plain) return load_row<true, true>(b, own, Shape<Word>::kWords, row);
+      if (b.run.plain) return load_row<true, true>(b, own, Shape<Word>::kWords, row[0]);
     }
 #endif
-    load_row<true, false>(b, own, Shape<Word>::kWords, row);
+    load_row<true, false>(b, own, Shape<Word>::kWords, row[0]);
   }
+  // Asks for the row behind the one in place k, words from `first` on, if it exists.
+  // What is loaded counts on one counter: whoever waits for either row would wait
+  // for both, and so the address depends on words of the row before. zero: 0, which
+  // the compiler does not know.
   template <bool Plain>
-  TPDE_FN void fetch(const Block<Word>& b, u32 first, bool exists) {
+  TPDE_FN void fetch(const Block<Word>& b, u32 k, u32 first, bool exists, u32 zero) {
 #ifndef QUANT
     if (Plain) return;
+    first += row[k].base[0].w[3] & zero;
 #endif
-    if (exists) load_row<true, Plain>(b, first, Shape<Word>::kWords, row);
+    if (exists) load_row<true, Plain>(b, first, Shape<Word>::kWords, row[(k + 1) % kPlaces]);
     sync_warp();  // else the compiler loads where the row is used
   }
+  // The row in place k, words from `first` on; those of the last one start at `last`.
   template <bool Plain>
-  TPDE_FN Row<Word> take(const Block<Word>& b, u32 first, u32 last) {
+  TPDE_FN Row<Word> take(const Block<Word>& b, u32 k, u32 first, u32 last) {
 #ifndef QUANT
     if (Plain) return Row<Word>{};
 #endif
     prefetch<Plain>(b, min_u32(first + Shape<Word>::kFetch * Shape<Word>::kRow, last));
 #ifdef QUANT
-    dequant_row<true, Plain>(b, first, Shape<Word>::kWords, row);
+    dequant_row<true, Plain>(b, first, Shape<Word>::kWords, row[k]);
 #endif
-    return row;
+    return row[k];
   }
   TPDE_FN void store(const Block<Word>& b, u32 first, const Group* out) const {
     store_row<true>(b, first, Shape<Word>::kWords, out);
@@ -155,6 +166,7 @@ struct Queue {
 // lanes in a row find theirs in different banks, either way.
 template <typename Word>
 struct Queue<Word, true> {
+  static const u32 kPlaces = 1;            // that the loop knows of
   static const bool kRefillFirst = false;  // look-ups behind a copy would wait for it to be issued
 #ifdef __CUDACC__
   static const bool kTogether = true;  // lanes load and store for each other
@@ -181,11 +193,11 @@ struct Queue<Word, true> {
   }
   TPDE_FN void start(const Block<Word>& b, u32 rows, u32 own) {
 #pragma unroll
-    for (u32 i = 0; i < Shape<Word>::kAhead; i++) fetch<false>(b, i * Shape<Word>::kRow + own, i < rows);
+    for (u32 i = 0; i < Shape<Word>::kAhead; i++) fetch<false>(b, 0, i * Shape<Word>::kRow + own, i < rows, 0);
   }
   // Asks for a row, words from `first` on, if it exists. There is place for kAhead.
   template <bool>
-  TPDE_FN void fetch(const Block<Word>& b, u32 first, bool exists) {
+  TPDE_FN void fetch(const Block<Word>& b, u32, u32 first, bool exists, u32) {
     u32* to = room + tail;
     go_on(tail);
     meet();  // nobody reads the place before any more
@@ -205,7 +217,7 @@ struct Queue<Word, true> {
   }
   // The next row. Once it is decoded there is a place for another.
   template <bool>
-  TPDE_FN Row<Word> take(const Block<Word>& b, u32, u32) {
+  TPDE_FN Row<Word> take(const Block<Word>& b, u32, u32, u32) {
     wait_copies_but<Shape<Word>::kAhead - 1>();
     meet();
     const Shared from = Shared::of(room + head);

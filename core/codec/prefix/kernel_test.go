@@ -238,6 +238,77 @@ func TestKernelLongCodes(t *testing.T) {
 	k.run()
 }
 
+// TestKernelContexts uses contexts that the kernel calculates, and some that it cannot.
+func TestKernelContexts(t *testing.T) {
+	k := kernelRequests{t: t, rng: rand.New(rand.NewPCG(13, 14))}
+	for _, typ := range []dtype.Type{dtype.F8E4M3, dtype.BF16, dtype.F32} {
+		l := layoutOf(typ)
+		keys := uint16(1) << min(l.keyBits, 10)
+		for _, c := range []struct {
+			what               string
+			first, step, count uint16
+			ramp               bool
+		}{
+			{"from the first key on", 1, 1, 63, true},
+			{"to the last key", keys - 63, 1, 63, true},
+			{"with gaps", keys/2 - 20, 3, 20, true},
+			{"of eight keys", 8, 8, min(keys/8-1, 63), true},
+			{"two", keys / 3, 1, 1, true},
+			{"everywhere", 1, keys / 30, 25, false},
+		} {
+			tab := tables{layout: l}
+			tab.contexts.shift = l.keyBits - min(l.keyBits, 10)
+			for i := range c.count {
+				tab.contexts.starts = append(tab.contexts.starts, c.first+i*c.step)
+			}
+			for i := range int(c.count) + 1 {
+				if l.coded == 8 {
+					tab.codes = append(tab.codes, codeFrom(uint8(lowest(i))))
+				} else {
+					tab.codes = append(tab.codes, codeFrom(uint16(lowest(i))))
+				}
+			}
+			parsed, err := parseTables(typ, tab.marshal())
+			if err != nil {
+				t.Fatal(err)
+			}
+			device, err := DeviceTables(typ, parsed.marshal())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if ramp := device[32] == 1; ramp != c.ramp {
+				t.Errorf("%v, contexts %s: a ramp %v, expected %v", typ, c.what, ramp, c.ramp)
+			}
+			const words = 3000
+			b := codec.Block{Type: typ}
+			for range words {
+				base := k.rng.Uint64()
+				key := base >> l.codeShift & (1<<l.keyBits - 1) >> tab.contexts.shift
+				r := uint64(lowest(tab.contexts.of(uint16(key)))+k.rng.IntN(lowest(1))) << l.codeShift
+				b.Base = append(b.Base, binary.LittleEndian.AppendUint64(nil, base)[:typ.WordBytes()]...)
+				b.Residual = append(b.Residual, binary.LittleEndian.AppendUint64(nil, r)[:typ.WordBytes()]...)
+			}
+			k.chunk(typ.String()+", contexts "+c.what, encoderWith(parsed), b, true, 20)
+		}
+	}
+	k.run()
+}
+
+// lowest returns the lowest residual that a context of TestKernelContexts has: two
+// next to each other have none in common.
+func lowest(context int) int { return 60 * (context % 2) }
+
+// codeFrom returns a code of 60 residuals.
+func codeFrom[P part](first P) interval.Code {
+	var words []P
+	for i := range 60 {
+		for range 1 + i%7 {
+			words = append(words, first+P(i))
+		}
+	}
+	return interval.HistogramOf(words).Code(interval.Options{MaxLength: codeBits, MaxTotal: totalBits, MaxSymbols: interval.MaxSymbols, Escape: escapeBits})
+}
+
 // TestKernelAdd does the same for the add residual, where exceptions of the
 // codec are put in place before the addition, and those of the chunk after it.
 func TestKernelAdd(t *testing.T) {

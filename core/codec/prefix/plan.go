@@ -137,10 +137,12 @@ func gather[T word.Word, P part](t *tables, samples []codec.Block) []run[P] {
 }
 
 // window returns the run of keys within which contexts may end that has the
-// most words, as counted by starts: vector registers look up the contexts of
-// 64 keys, and the keys on either side are too rare to need more.
+// most words, as counted by starts. On a GPU each key of them takes 1 KiB of shared
+// memory, for all have entries of their own (DeviceTables), and vector registers look
+// up 64. The keys on either side are so rare that twice as many would make a
+// fine-tune 0.03% smaller.
 func window(starts []int) (low, high int) {
-	const keys = 62
+	const keys = 40
 	most := -1
 	for key := range max(len(starts)-keys, 1) {
 		if n := starts[min(key+keys, len(starts)-1)] - starts[key]; n > most {
