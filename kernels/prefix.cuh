@@ -52,11 +52,24 @@ TPDE_FN u32 add_clamped(u32 a, u32 b, u32 most) {
 // they are, by a look-up.
 enum class Contexts { kOne, kRamp, kAny };
 
+// c plus the products of both halves of a with n, less than 256.
+TPDE_FN u32 add_products(u32 a, u32 n, u32 c) {
+#ifdef __CUDA_ARCH__
+  u32 v;
+  asm("dp2a.lo.u32.u32 %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(n * 0x101), "r"(c));
+  return v;
+#else
+  return (a & 0xffff) * n + (a >> 16) * n + c;
+#endif
+}
+
 // The tables in shared memory. A context is a byte, so that those of 128 keys lie in
 // 32 banks, and no two of them collide; they are aligned to all of them, so that no
-// key, however large the part is, is looked up elsewhere. Of few entries there are copies, one behind the
-// other word by word, so that lanes that look for different ones find them in
-// different banks.
+// key, however large the part is, is looked up elsewhere. Between the entries of two
+// contexts there is a gap of one, so that those of the same number lie in different
+// banks: where most words have not changed, most lanes look for the same one. Of few
+// entries there are copies, one behind the other word by word, so that lanes that look
+// for different ones find them in different banks.
 struct Decoding {
   struct alignas(8) Two {
     u32 first, second;
@@ -118,10 +131,17 @@ struct Decoding {
   // high one. Near: the index has kIndex bits.
   template <bool Near>
   TPDE_FN u32 find(u32 contexts, bool high, u32 window) const {
-    // Either has no bits where the other has some; a context is less than 256.
-    const u32 n = Near ? permute(window, contexts, high ? 0x7763 : 0x5543)
-                       : (contexts >> 16 * high & 0xff) << index | top_bits(window, index);
-    return entry.plus(n * stride).word();
+    if (!Near) {
+      const u32 c = contexts >> 16 * high & 0xff;
+      return entry.plus(((c << index) + c + top_bits(window, index)) * stride).word();
+    }
+    // The low half is the number, the high one c << 8 | c: so many lie before context c.
+    const u32 n = permute(window, contexts, high ? 0x6653 : 0x4453);
+#ifdef __CUDA_ARCH__
+    return Shared{add_products(n, stride, entry.address)}.word();
+#else
+    return entry.plus(add_products(n, stride, 0)).word();
+#endif
   }
 };
 

@@ -22,7 +22,7 @@ const u32 kMaxLaneBits = kBlockWords / kLanes * kMaxTotal;
 // Parameters of a tensor, expanded on the host from the codec tables. Behind
 // them lie u8 context[keys], and u32 entry[entries]: for each context 2^index
 // entries, with the length of code and plain bits in bits 0-4 and the bias in
-// bits 16-31. Both are padded to 16 bytes.
+// bits 16-31, and a gap of one before those of the next. Both are padded to 16 bytes.
 //
 // Ramp: the context of a key is key - first, but 0 if that is less, and `last` if
 // it is more. The host numbers contexts so where it can, and repeats the entries of

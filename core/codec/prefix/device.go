@@ -14,15 +14,15 @@ const deviceHead = 48
 // tables that Plan makes, for which the kernel has a faster path.
 const deviceIndex = 8
 
-// copiesBytes is what copies of the entries take of shared memory at most: of
-// one context there is one for each lane.
-const copiesBytes = 32 << 10
+// copiesBytes is what copies of the entries take of shared memory at most, 32 KiB and
+// the gaps: of one context there is one for each lane.
+const copiesBytes = 33 << 10
 
 // DeviceTables validates the codec tables of a tensor and expands them to what
 // kernels/prefix.cuh looks codes up in: struct Tables, then the context of each
-// key in 8 bits, then the entries, each padded with zeros to a multiple of 16
-// bytes. The contexts are numbered anew, so that the kernel can calculate them, if
-// there is room for that.
+// key in 8 bits, then the entries, with a gap of one between those of different
+// contexts, each padded with zeros to a multiple of 16 bytes. The contexts are
+// numbered anew, so that the kernel can calculate them, if there is room for that.
 func DeviceTables(dt dtype.Type, data []byte) ([]byte, error) {
 	t, err := parseTables(dt, data)
 	if err != nil {
@@ -38,6 +38,12 @@ func DeviceTables(dt dtype.Type, data []byte) ([]byte, error) {
 	if ok {
 		contexts, entries = r.expand(contexts, entries, t.index)
 	}
+	each := 1 << t.index
+	gapped := entries[:each:each]
+	for at := each; at < len(entries); at += each {
+		gapped = append(append(gapped, 0), entries[at:at+each]...)
+	}
+	entries = gapped
 	copies := 32
 	for copies > 1 && 4*len(entries)*copies > copiesBytes {
 		copies /= 2
