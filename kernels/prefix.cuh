@@ -35,11 +35,19 @@ TPDE_FN u32 add_halves(u32 a, u32 b) {
 #endif
 }
 
-// The sums of both halves of a and b, signed, but at least 0 and at most those of `most`.
+// The sums of both halves of a and b, but at least 0 and at most those of `most`. Halves
+// are less than 2^13 and not negative, but for those of b, which are not positive and both
+// the same.
 TPDE_FN u32 add_clamped(u32 a, u32 b, u32 most) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   u32 v;
   asm("{ .reg .b32 sum; add.s16x2 sum, %1, %2; min.relu.s16x2 %0, sum, %3; }" : "=r"(v) : "r"(a), "r"(b), "r"(most));
+  return v;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  // As 16-bit floats such numbers are in the same order.
+  const u32 from = ((0 - b) & 0xffff) * 0x10001;
+  u32 v;
+  asm("{ .reg .b32 m; max.f16x2 m, %1, %2; sub.u32 m, m, %2; min.f16x2 %0, m, %3; }" : "=r"(v) : "r"(a), "r"(from), "r"(most));
   return v;
 #else
   const u32 sum = add_halves(a, b);
@@ -52,14 +60,14 @@ TPDE_FN u32 add_clamped(u32 a, u32 b, u32 most) {
 // they are, by a look-up.
 enum class Contexts { kOne, kRamp, kAny };
 
-// c plus the products of both halves of a with n, less than 256.
+// c plus the products of both halves of a, which are not signed, with n, less than 256.
 TPDE_FN u32 add_products(u32 a, u32 n, u32 c) {
 #ifdef __CUDA_ARCH__
   u32 v;
   asm("dp2a.lo.u32.u32 %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(n * 0x101), "r"(c));
   return v;
 #else
-  return (a & 0xffff) * n + (a >> 16) * n + c;
+  return ((a & 0xffff) + (a >> 16)) * (n & 0xff) + c;
 #endif
 }
 
@@ -135,7 +143,8 @@ struct Decoding {
       const u32 c = contexts >> 16 * high & 0xff;
       return entry.plus(((c << index) + c + top_bits(window, index)) * stride).word();
     }
-    // The low half is the number, the high one c << 8 | c: so many lie before context c.
+    // The low half is the number, the high one c << 8 | c: so many entries and gaps lie
+    // before those of context c.
     const u32 n = permute(window, contexts, high ? 0x6653 : 0x4453);
 #ifdef __CUDA_ARCH__
     return Shared{add_products(n, stride, entry.address)}.word();
@@ -146,7 +155,7 @@ struct Decoding {
 };
 
 // A reader of a lane's bit string, most significant bit first. One word is
-// loaded ahead, so that nobody waits for it. Wherever damaged data send it, it
+// loaded ahead, so that nobody waits for it for long. Wherever damaged data send it, it
 // reads no word but 0 to the last one.
 template <typename Memory>
 struct Bits {
@@ -173,19 +182,21 @@ struct Bits {
   }
   // The next 32 bits.
   TPDE_FN u32 peek() const { return window; }
-  // Goes on by the low 16 bits of n, at most 32.
+  // Goes on by the low 16 bits of n, at most 32. Both: the windows on this side and
+  // behind the end of a word are both made, since it takes long to tell which it is.
+  template <bool Both>
   TPDE_FN void skip(u32 n) {
-    const u32 to = position + n, behind = byte_swap(ahead);
-    // Made either way: it takes long to tell which.
-    const u32 here = bits_between(high, low, to), there = bits_between(low, behind, to);
-    window = here;
+    const u32 to = position + n;
+    u32 here = Both ? bits_between(high, low, to) : 0;
+    const u32 there = Both ? bits_between(low, byte_swap(ahead), to) : 0;
     if ((to ^ position) & 32) {
-      window = there;
       high = low;
-      low = behind;
+      low = byte_swap(ahead);
       next = before_of(next.plus(4), last);
       ahead = next.word();
+      if (Both) here = there;
     }
+    window = Both ? here : bits_between(high, low, to);
     position = to;
   }
   // Whether `bits` bits have been read, from bit `start` of the strings on.
@@ -198,6 +209,11 @@ struct Bits {
 // than kPairBits. Part: only the first `count` words exist.
 template <Contexts How, bool Pair, bool Part, typename Memory>
 TPDE_FN void decode_parts(u32* parts, Bits<Memory>& bits, const Decoding& d, u32 count) {
+#ifdef QUANT
+  const bool kBoth = false;  // lanes have enough to do, and it would be more
+#else
+  const bool kBoth = Pair;
+#endif
 #pragma unroll
   for (u32 i = 0; i < 4; i++) {
     const u32 x = parts[i];
@@ -209,12 +225,12 @@ TPDE_FN void decode_parts(u32* parts, Bits<Memory>& bits, const Decoding& d, u32
     if (Pair) {
       behind = shift_left(window, a);
     } else {
-      bits.skip(a);
+      bits.template skip<false>(a);
       behind = bits.peek();
     }
     u32 b = d.find<Memory::kNear>(contexts, true, behind);
     if (Part && 2 * i + 1 >= count) b = 0;
-    bits.skip(Pair ? a + b : b);
+    bits.template skip<kBoth>(Pair ? a + b : b);
     const u32 plain = permute(top_bits(window, a), top_bits(behind, b), kLowHalves);
     parts[i] = add_halves(add_halves(x, permute(a, b, kHighHalves)), plain);
   }

@@ -33,12 +33,12 @@ struct Tables {
   u32 index;          // bits of a window that an entry is found by, at least kIndex
   u32 longest;        // most bits of a code with its plain bits
   u32 keys;           // a power of two, at least 16
-  u32 entries;
+  u32 entries;        // with the gaps, a multiple of 4
   u32 sign_extended;  // parts stand for whole residual words; else there are planes
   u32 copies;         // of the entries in shared memory: a power of two, at most kLanes
-  u32 ramp;           // whether contexts are one
-  u32 first, last;
-  u32 zero;           // 0
+  u32 ramp;           // 1: contexts are a ramp
+  u32 first, last;    // its first key, and its last context
+  u32 zero;           // 0, which the compiler does not know: Queue::fetch
 
   // What lies behind.
   TPDE_FN const u32* behind() const { return reinterpret_cast<const u32*>(this + 1); }

@@ -102,7 +102,7 @@ struct Queue {
 #else
   static const u32 kPlaces = 2;  // by turns, so that nothing is moved from one to the other
 #endif
-  static const bool kRefillFirst = true;  // the place is free, or becomes so once the row is taken
+  static const bool kRefillFirst = true;  // there is a free place once a row is taken
   Row<Word> row[kPlaces];
 
   TPDE_FN Queue(u32*, u32) {}

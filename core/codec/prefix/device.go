@@ -14,15 +14,20 @@ const deviceHead = 48
 // tables that Plan makes, for which the kernel has a faster path.
 const deviceIndex = 8
 
-// copiesBytes is what copies of the entries take of shared memory at most, 32 KiB and
-// the gaps: of one context there is one for each lane.
+// copiesBytes is what two or more copies of the entries take of shared memory at most,
+// 32 KiB and the gaps: of one context there is one for each lane.
 const copiesBytes = 33 << 10
+
+// maxRamp is how many numbers a ramp has at most, those of a window of Plan's: their
+// entries take 48 KiB, which leaves something of what any GPU has.
+const maxRamp = windowKeys + 2
 
 // DeviceTables validates the codec tables of a tensor and expands them to what
 // kernels/prefix.cuh looks codes up in: struct Tables, then the context of each
-// key in 8 bits, then the entries, with a gap of one between those of different
-// contexts, each padded with zeros to a multiple of 16 bytes. The contexts are
-// numbered anew, so that the kernel can calculate them, if there is room for that.
+// key in 8 bits, then the entries, with a gap of one between those of two contexts.
+// Behind the contexts, and behind the entries, there are zeros up to a multiple of 16
+// bytes. The contexts are numbered anew, so that the kernel can calculate them, if
+// there is room for that, and its loop that does is for such codes.
 func DeviceTables(dt dtype.Type, data []byte) ([]byte, error) {
 	t, err := parseTables(dt, data)
 	if err != nil {
@@ -30,13 +35,13 @@ func DeviceTables(dt dtype.Type, data []byte) ([]byte, error) {
 	}
 	l := &t.layout
 	t.index = max(t.index, deviceIndex)
-	r, ok := rampOf(&t.contexts)
-	if ok = ok && (r.last+1)<<t.index <= maxTable; !ok {
-		r = ramp{}
-	}
 	contexts, entries := t.contexts.table(l), t.decoding()
+	r := rampOf(&t.contexts)
+	ok := r.last < maxRamp && t.index == deviceIndex && t.longest <= totalBits
 	if ok {
 		contexts, entries = r.expand(contexts, entries, t.index)
+	} else {
+		r = ramp{}
 	}
 	each := 1 << t.index
 	gapped := entries[:each:each]
@@ -79,10 +84,10 @@ type ramp struct {
 	first, last int
 }
 
-// rampOf returns the shortest ramp, if it has at most maxContexts numbers.
-func rampOf(c *contexts) (r ramp, ok bool) {
+// rampOf returns the shortest ramp.
+func rampOf(c *contexts) (r ramp) {
 	if len(c.starts) == 0 {
-		return r, true
+		return r
 	}
 	all := uint16(0)
 	for _, s := range c.starts {
@@ -91,7 +96,7 @@ func rampOf(c *contexts) (r ramp, ok bool) {
 	r.shift = uint(bits.TrailingZeros16(all))
 	r.first = int(c.starts[0]>>r.shift) - 1
 	r.last = int(c.starts[len(c.starts)-1]>>r.shift) - r.first
-	return r, r.last < maxContexts
+	return r
 }
 
 // expand returns the number of each key>>shift, and the entries of each number,

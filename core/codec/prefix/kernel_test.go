@@ -243,30 +243,32 @@ func TestKernelContexts(t *testing.T) {
 	k := kernelRequests{t: t, rng: rand.New(rand.NewPCG(13, 14))}
 	for _, typ := range []dtype.Type{dtype.F8E4M3, dtype.BF16, dtype.F32} {
 		l := layoutOf(typ)
-		keys := uint16(1) << min(l.keyBits, 10)
+		keyBits := min(l.keyBits, maxKeyBits)
+		keys := uint16(1) << keyBits
 		for _, c := range []struct {
 			what               string
 			first, step, count uint16
+			longest            uint8
 			ramp               bool
 		}{
-			{"from the first key on", 1, 1, 63, true},
-			{"to the last key", keys - 63, 1, 63, true},
-			{"with gaps", keys/2 - 20, 3, 20, true},
-			{"of eight keys", 8, 8, min(keys/8-1, 63), true},
-			{"two", keys / 3, 1, 1, true},
-			{"everywhere", 1, keys / 30, 25, false},
+			{"from the first key on", 1, 1, 47, 8, true},
+			{"to the last key", keys - 47, 1, 47, 8, true},
+			{"with gaps", keys/2 - 20, 3, 15, 8, true},
+			{"of eight keys", 8, 8, min(keys/8-1, 47), 8, true},
+			{"two", keys / 3, 1, 1, 3, true},
+			{"one more than a ramp has", 1, 1, 48, 8, false},
+			{"few and far between", 11, 59, 2, 8, false},
+			{"everywhere", 1, keys / 64, 63, 8, false},
+			{"of codes of 9 bits", keys / 2, 1, 31, 9, false},
+			{"of codes of 10 bits", keys / 2, 1, 15, 10, false},
 		} {
 			tab := tables{layout: l}
-			tab.contexts.shift = l.keyBits - min(l.keyBits, 10)
+			tab.contexts.shift = l.keyBits - keyBits
 			for i := range c.count {
 				tab.contexts.starts = append(tab.contexts.starts, c.first+i*c.step)
 			}
 			for i := range int(c.count) + 1 {
-				if l.coded == 8 {
-					tab.codes = append(tab.codes, codeFrom(uint8(lowest(i))))
-				} else {
-					tab.codes = append(tab.codes, codeFrom(uint16(lowest(i))))
-				}
+				tab.codes = append(tab.codes, codeFrom(lowest(i), l.coded, c.longest))
 			}
 			parsed, err := parseTables(typ, tab.marshal())
 			if err != nil {
@@ -279,12 +281,15 @@ func TestKernelContexts(t *testing.T) {
 			if ramp := device[32] == 1; ramp != c.ramp {
 				t.Errorf("%v, contexts %s: a ramp %v, expected %v", typ, c.what, ramp, c.ramp)
 			}
+			if size := DeviceShared(device); c.ramp && size > 60<<10 {
+				t.Errorf("%v, contexts %s: %d bytes of shared memory", typ, c.what, size)
+			}
 			const words = 3000
 			b := codec.Block{Type: typ}
 			for range words {
 				base := k.rng.Uint64()
 				key := base >> l.codeShift & (1<<l.keyBits - 1) >> tab.contexts.shift
-				r := uint64(lowest(tab.contexts.of(uint16(key)))+k.rng.IntN(lowest(1))) << l.codeShift
+				r := uint64(lowest(tab.contexts.of(uint16(key)))+k.rng.IntN(residuals)) << l.codeShift
 				b.Base = append(b.Base, binary.LittleEndian.AppendUint64(nil, base)[:typ.WordBytes()]...)
 				b.Residual = append(b.Residual, binary.LittleEndian.AppendUint64(nil, r)[:typ.WordBytes()]...)
 			}
@@ -294,19 +299,20 @@ func TestKernelContexts(t *testing.T) {
 	k.run()
 }
 
-// lowest returns the lowest residual that a context of TestKernelContexts has: two
-// next to each other have none in common.
-func lowest(context int) int { return 60 * (context % 2) }
+// residuals is how many a context of TestKernelContexts has, from lowest on: two next
+// to each other have none in common.
+const residuals = 44
 
-// codeFrom returns a code of 60 residuals.
-func codeFrom[P part](first P) interval.Code {
-	var words []P
-	for i := range 60 {
-		for range 1 + i%7 {
-			words = append(words, first+P(i))
-		}
+func lowest(context int) int { return residuals * (context % 2) }
+
+// codeFrom returns a code of them, whose longest codes are two of so many bits; the
+// fewer the bits, the fewer it covers.
+func codeFrom(first int, width uint, longest uint8) interval.Code {
+	c := interval.Code{Width: width}
+	for k := range longest + 1 {
+		c.Symbols = append(c.Symbols, interval.Symbol{Base: uint64(first) + 4*uint64(k), Raw: 2, Length: min(k+1, longest)})
 	}
-	return interval.HistogramOf(words).Code(interval.Options{MaxLength: codeBits, MaxTotal: totalBits, MaxSymbols: interval.MaxSymbols, Escape: escapeBits})
+	return c
 }
 
 // TestKernelAdd does the same for the add residual, where exceptions of the

@@ -20,6 +20,7 @@ const (
 	fineWords = 128 << 10
 	// minSamples is how many samples a context needs of its own.
 	minSamples = 384
+	windowKeys = 46 // of window
 	// longWord is what coded parts cost at most if their chunks are not to be
 	// shorter: 7.5 bits. Those of deltas cost less, of plain bf16 11 bits.
 	longWord = 15 * interval.CostUnit / 2
@@ -137,19 +138,18 @@ func gather[T word.Word, P part](t *tables, samples []codec.Block) []run[P] {
 }
 
 // window returns the run of keys within which contexts may end that has the
-// most words, as counted by starts. On a GPU each key of them takes 1 KiB of shared
+// most words, as counted by starts. On a GPU each key of it takes 1 KiB of shared
 // memory, for all have entries of their own (DeviceTables), and vector registers look
-// up 64. The keys on either side are so rare that contexts of 62 keys make a
-// fine-tune 0.01% smaller than those of 46.
+// up 64. The keys on either side are so rare that a window of 62 makes a fine-tune
+// 0.01% smaller than one of 46.
 func window(starts []int) (low, high int) {
-	const keys = 46
 	most := -1
-	for key := range max(len(starts)-keys, 1) {
-		if n := starts[min(key+keys, len(starts)-1)] - starts[key]; n > most {
+	for key := range max(len(starts)-windowKeys, 1) {
+		if n := starts[min(key+windowKeys, len(starts)-1)] - starts[key]; n > most {
 			low, most = key, n
 		}
 	}
-	return low, low + keys
+	return low, low + windowKeys
 }
 
 // merge joins neighbours that one code serves nearly as well as two, the

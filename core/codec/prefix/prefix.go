@@ -10,7 +10,7 @@ const (
 	blockWords = 1 << 16 // words of a block, so that 16 bits hold a word number and a lane's length
 	maxKeyBits = 12      // of a base word's key
 	maxTotal   = 24      // bits of a code and its plain bits
-	maxTable   = 1 << 14 // entries of all decoding tables, 64 KiB on a GPU
+	maxTable   = 1 << 14 // entries of all decoding tables: 64 KiB on a GPU, and the gaps
 )
 
 func init() { codec.Register(factory{}) }

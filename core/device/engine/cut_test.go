@@ -15,6 +15,9 @@ import (
 // hopper is what an H100 or an H200 has.
 var hopper = limits{132, cuda.SharedMemory{Processor: 228 << 10, Block: 227 << 10, Reserved: 1 << 10}}
 
+// largest is what tables of prefix take at most: 64 contexts of 256 entries, and 4096 keys.
+const largest = 4*64*257 + 2*4096
+
 func TestCut(t *testing.T) {
 	k := newKernelID(prefixDecode, 1)
 	for _, c := range []struct {
@@ -27,7 +30,7 @@ func TestCut(t *testing.T) {
 		{"512 MiB of bf16, chunks of 4096 words", 65536, 26 << 10, 4900, cut{640, 0, false, 26<<10 + 20*4900, 132, 132}},
 		{"one of 4096x4096", 1365, 30 << 10, 11300, cut{352, 0, false, 30<<10 + 11*11300, 132, 132}},
 		{"a norm", 1, 26 << 10, 8400, cut{128, 0, false, 26<<10 + 4*8400, 132, 3 * 132}},
-		{"the largest tables", 5000, 72 << 10, 8400, cut{576, 0, false, 72<<10 + 18*8400, 132, 132}},
+		{"the largest tables", 5000, largest, 8400, cut{576, 0, false, largest + 18*8400, 132, 132}},
 		{"chunks too large to be staged", 5000, 26 << 10, 0, cut{640, 0, false, 26 << 10, 132, 132}},
 		{"chunks that are too large beside the tables", 5000, 200 << 10, 20 << 10, cut{640, 0, false, 200 << 10, 132, 132}},
 	} {
@@ -37,7 +40,7 @@ func TestCut(t *testing.T) {
 		}
 	}
 	small := limits{40, cuda.SharedMemory{Processor: 64 << 10, Block: 64 << 10}}
-	if _, err := small.cutOf(k, 100, 72<<10, 8400); !errors.Is(err, status.ErrUnsupported) {
+	if _, err := small.cutOf(k, 100, largest, 8400); !errors.Is(err, status.ErrUnsupported) {
 		t.Errorf("tables that do not fit: %v", err)
 	}
 	if got, err := hopper.cutOf(newKernelID(eliasDecode, 1), 100, 0, 0); err != nil || got.sharedBytes != 0 || got.share != 4 {
@@ -70,7 +73,7 @@ func TestCutInChunks(t *testing.T) {
 func TestCutFits(t *testing.T) {
 	k := newKernelID(prefixDecode, 1)
 	for _, l := range []limits{hopper, {108, cuda.SharedMemory{Processor: 164 << 10, Block: 163 << 10, Reserved: 1 << 10}}, {170, cuda.SharedMemory{Processor: 100 << 10, Block: 99 << 10, Reserved: 1 << 10}}} {
-		for tables := 16; tables <= 72<<10; tables += 3000 {
+		for tables := 16; tables <= largest; tables += 3000 {
 			for stage := 16; stage <= mostStage; stage += 400 {
 				for _, chunks := range []uint64{1, 100, 1365, 100_000, 1 << 31} {
 					c, err := l.cutOf(k, chunks, tables, stage)
