@@ -35,6 +35,8 @@ TPDE_FN u32 add_halves(u32 a, u32 b) {
 #endif
 }
 
+const u32 kInBoth = 0x10001;  // times a number: that number in both halves
+
 // The sums of both halves of a and b, but at least 0 and at most those of `most`. Halves
 // are less than 2^13 and not negative, but for those of b, which are not positive and both
 // the same.
@@ -45,7 +47,7 @@ TPDE_FN u32 add_clamped(u32 a, u32 b, u32 most) {
   return v;
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   // As 16-bit floats such numbers are in the same order.
-  const u32 from = ((0 - b) & 0xffff) * 0x10001;
+  const u32 from = ((0 - b) & 0xffff) * kInBoth;
   u32 v;
   asm("{ .reg .b32 m; max.f16x2 m, %1, %2; sub.u32 m, m, %2; min.f16x2 %0, m, %3; }" : "=r"(v) : "r"(a), "r"(from), "r"(most));
   return v;
@@ -58,7 +60,7 @@ TPDE_FN u32 add_clamped(u32 a, u32 b, u32 most) {
 
 // How contexts are found: there is one; by arithmetic, as they are a ramp; or, whatever
 // they are, by a look-up.
-enum class Contexts { kOne, kRamp, kAny };
+enum Contexts : u32 { kOne, kRamp, kAny };
 
 // c plus the products of both halves of a, which are not signed, with n, less than 256.
 TPDE_FN u32 add_products(u32 a, u32 n, u32 c) {
@@ -82,7 +84,6 @@ struct Decoding {
   struct alignas(8) Two {
     u32 first, second;
   };
-  static const u32 kBoth = 0x10001;  // times a number: that number in both halves
 
   u32* contexts;
   u32* entries;
@@ -100,10 +101,10 @@ struct Decoding {
     stride = 4 * t.copies;
     context = Shared::of(contexts), entry = Shared::of(entries + (lane & (t.copies - 1)));
     shift = t.shift;
-    mask = t.mask * kBoth;
+    mask = t.mask * kInBoth;
     index = t.index;
     zero = t.zero;
-    less = ((0 - t.first) & 0xffff) * kBoth, last = t.last * kBoth;
+    less = ((0 - t.first) & 0xffff) * kInBoth, last = t.last * kInBoth;
   }
   // Thread i of `threads` copies its share; `behind` is what lies behind Tables.
   TPDE_FN void stage_tables(const Tables& t, const u32* behind, u32 i, u32 threads) const {
@@ -124,8 +125,8 @@ struct Decoding {
   template <Contexts How>
   TPDE_FN u32 contexts_of(u32 x) const {
     const u32 keys = x >> shift & mask;
-    if (How == Contexts::kOne) return 0;
-    if (How == Contexts::kRamp) return add_clamped(keys, less, last);
+    if (How == kOne) return 0;
+    if (How == kRamp) return add_clamped(keys, less, last);
     return context_of(keys & 0xffff) | context_of(keys >> 16) << 16;
   }
   TPDE_FN u32 context_of(u32 key) const {
@@ -392,11 +393,9 @@ TPDE_FN bool decode_lane(const Block<Word>& b, u32 lane, const Decoding& d, cons
 template <typename Word>
 TPDE_FN bool decode_lane(const Tables& t, const Block<Word>& b, u32 lane, const Decoding& d, bool near,
                          const u32* words, u32 count, u32 start, u32 end, Queue<Word>& queue) {
-  const Contexts kAny = Contexts::kAny;
   if (!near) return decode_lane<Word, kAny, false, false, false, Global>(b, lane, d, words, count, start, end, queue);
 #ifndef ADD
   const bool pairs = t.longest <= kPairBits;
-  const Contexts kRamp = Contexts::kRamp;
 #ifdef QUANT
   if constexpr (quant::kPlainRuns<QUANT>) {
     if (pairs && t.ramp && b.run.plain) {
@@ -404,7 +403,6 @@ TPDE_FN bool decode_lane(const Tables& t, const Block<Word>& b, u32 lane, const 
     }
   }
 #else
-  const Contexts kOne = Contexts::kOne;
   if (!b.base) {  // words of zero have one key
     return pairs ? decode_lane<Word, kOne, true, true, true, Shared>(b, lane, d, words, count, start, end, queue)
                  : decode_lane<Word, kOne, false, true, true, Shared>(b, lane, d, words, count, start, end, queue);

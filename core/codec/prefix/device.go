@@ -18,9 +18,9 @@ const deviceIndex = 8
 // 32 KiB and the gaps: of one context there is one for each lane.
 const copiesBytes = 33 << 10
 
-// maxRamp is how many numbers a ramp has at most, those of a window of Plan's: their
-// entries take 48 KiB, which leaves something of what any GPU has.
-const maxRamp = windowKeys + 2
+// maxRamp is how many numbers a ramp has at most: their entries take 48 KiB, which
+// leaves something of what any GPU has. Tables of Plan have windowKeys + 1.
+const maxRamp = 48
 
 // DeviceTables validates the codec tables of a tensor and expands them to what
 // kernels/prefix.cuh looks codes up in: struct Tables, then the context of each
@@ -44,27 +44,26 @@ func DeviceTables(dt dtype.Type, data []byte) ([]byte, error) {
 		r = ramp{}
 	}
 	each := 1 << t.index
-	gapped := entries[:each:each]
-	for at := each; at < len(entries); at += each {
-		gapped = append(append(gapped, 0), entries[at:at+each]...)
-	}
-	entries = gapped
+	gapped := len(entries) + len(entries)/each - 1
 	copies := 32
-	for copies > 1 && 4*len(entries)*copies > copiesBytes {
+	for copies > 1 && 4*gapped*copies > copiesBytes {
 		copies /= 2
 	}
 	le := binary.LittleEndian
-	out := make([]byte, 0, deviceHead+len(contexts)+4*len(entries)+32)
+	out := make([]byte, 0, deviceHead+len(contexts)+4*gapped+32)
 	for _, v := range []uint32{
 		uint32(t.contexts.shift + r.shift), uint32(len(contexts) - 1), uint32(t.index), uint32(t.longest),
-		uint32(alignUp(len(contexts), 16)), uint32(alignUp(len(entries), 4)), flag(l.signed), uint32(copies),
+		uint32(alignUp(len(contexts), 16)), uint32(alignUp(gapped, 4)), flag(l.signed), uint32(copies),
 		flag(ok), uint32(r.first), uint32(r.last), 0,
 	} {
 		out = le.AppendUint32(out, v)
 	}
 	out = append(out, contexts...)
 	out = append(out, make([]byte, -len(out)&15)...)
-	for _, e := range entries { // the length in bits 0-4, the bias in bits 16-31
+	for i, e := range entries { // the length in bits 0-4, the bias in bits 16-31
+		if i > 0 && i%each == 0 {
+			out = le.AppendUint32(out, 0)
+		}
 		out = le.AppendUint32(out, e&31|e>>8<<16)
 	}
 	return append(out, make([]byte, -len(out)&15)...), nil

@@ -42,9 +42,9 @@ func planTables[T word.Word, P part](dt dtype.Type, samples []codec.Block, level
 			t.contexts.shift++
 		}
 	}
-	runs := gather[T, P](&t, samples)
+	runs := gather[T, P](&t, samples, words)
 	o := interval.Options{MaxLength: codeBits, MaxTotal: totalBits, MaxSymbols: interval.MaxSymbols, Escape: escapeBits}
-	merged := merge(runs, o)
+	merged := merge(runs, words, o)
 	cost := 0
 	for i, r := range merged {
 		cost += r.cost
@@ -76,11 +76,10 @@ type run[P part] struct {
 // tensor, and garbage would be much of planning.
 var rooms = sync.Pool{New: func() any { return new([]uint16) }}
 
-// gather sorts the residuals of the samples by key, cuts them into runs of keys
+// gather sorts the residuals of the samples, `total` words, by key, cuts them into runs of keys
 // that have enough of them, and counts those of each run.
-func gather[T word.Word, P part](t *tables, samples []codec.Block) []run[P] {
+func gather[T word.Word, P part](t *tables, samples []codec.Block, total int) []run[P] {
 	l := &t.layout
-	total := total(samples)
 	if total == 0 {
 		return make([]run[P], 1)
 	}
@@ -152,13 +151,11 @@ func window(starts []int) (low, high int) {
 	return low, low + windowKeys
 }
 
-// merge joins neighbours that one code serves nearly as well as two, the
+// merge joins neighbours, of `total` words in all, that one code serves nearly as well as two, the
 // cheapest join first, and as long as there are too many.
-func merge[P part](runs []run[P], o interval.Options) []run[P] {
-	total := 0
+func merge[P part](runs []run[P], total int, o interval.Options) []run[P] {
 	for i := range runs {
 		runs[i].cost = runs[i].words.Cost(o)
-		total += runs[i].words.Words()
 	}
 	// What a context must save: its decoding table takes room in caches.
 	worth := total / 100000 * interval.CostUnit
