@@ -34,6 +34,16 @@ enum ChunkStatus : u32 {
   kChecksum = 21,  // TPDE_CHECKSUM
 };
 
+// Waits for what is before the kernel in its stream: the first statement of every
+// kernel, since the engine lets thread blocks start before that (programmatic dependent
+// launch). No kernel lets the next one start early: it may take weights for
+// constants, and read them before it waits.
+TPDE_FN void await_stream() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // Sixteen bytes of words, as a lane loads them at once.
 struct Group {
   u32 w[4];

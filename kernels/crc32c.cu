@@ -7,6 +7,7 @@
 // At most 128 registers a thread: a lane holds a block of rows and loads the
 // next one, 4 KiB for a warp, so that 16 warps keep 64 KiB on their way.
 extern "C" __global__ void __launch_bounds__(256, 2) crc32c_check(const __grid_constant__ Batch batch) {
+  await_stream();
   __shared__ u32 step[1024];
   for (u32 i = threadIdx.x; i < 1024; i += blockDim.x) step[i] = crc32c::kTables.step[i];
   __syncthreads();

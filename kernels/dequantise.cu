@@ -21,6 +21,7 @@ struct Dequantise {
 
 // launch: threads=256 elements_per_block=4096/sizeof(Bits)
 extern "C" __global__ void __launch_bounds__(256) dequantise(const __grid_constant__ Dequantise d) {
+  await_stream();
   __shared__ __align__(16) quant::QuantBase q;
   matvec::copy_base(q, d.weight, d.code);
   const u64 i = ((u64)blockIdx.x * 256 + threadIdx.x) * kElems;

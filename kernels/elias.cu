@@ -20,6 +20,7 @@ const u32 kBlocks = sizeof(WORD) == 1 ? 6 : 8;
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(kWarps * 32, kBlocks) elias_decode(const __grid_constant__ Batch batch) {
+  await_stream();
   using namespace elias;
   __shared__ Tables tables;
   const Item& item = find_item(batch, blockIdx.x);

@@ -203,6 +203,7 @@ struct Warp {
 // than 2^31 codes in a row.
 // launch: threads=256 outs_per_block=16
 extern "C" __global__ void __launch_bounds__(kThreads, kBlocks) matvec_tiles(const __grid_constant__ Matvec m) {
+  await_stream();
   __shared__ __align__(16) QuantBase q;
   __shared__ float sums[kWarps][kOuts][kColumns];
   if (KIND == quant::kCodebook) copy_base(q, m.weight, m.code);

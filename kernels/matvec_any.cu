@@ -15,6 +15,7 @@ const u32 kElems = TYPE == quant::kF32 ? 4 : 8;  // of 16 bytes
 // A warp makes a column of y, of kColumns rows.
 // launch: threads=256 outs_per_block=8
 extern "C" __global__ void __launch_bounds__(kThreads) matvec_any(const __grid_constant__ Matvec m) {
+  await_stream();
   __shared__ __align__(16) quant::QuantBase q;
   copy_base(q, m.weight, m.code);
   const u32 lane = threadIdx.x & 31;

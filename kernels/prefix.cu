@@ -148,6 +148,7 @@ __device__ bool decode_chunk(const Item& item, const Record& r, const prefix::Ta
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1) prefix_decode(const __grid_constant__ Batch batch) {
+  await_stream();
   extern __shared__ uint4 room[];
   __shared__ u32 next;  // chunk of the item that no warp has begun
   u32* shared = reinterpret_cast<u32*>(room);

@@ -308,6 +308,7 @@ __device__ void add_in_place(const Chunk& c, const u32* number, const WORD* resi
 // delta of BF16, while its part of the base is on its way; the others touch
 // nothing but words of the chunk, whatever they read.
 extern "C" __global__ void __launch_bounds__(kThreads, kBlocks) raw_decode(const __grid_constant__ Batch batch) {
+  await_stream();
   __shared__ __align__(16) WORD tile[kTile];
   __shared__ u32 range[2], replaced[2];
   const u32 which = find_item_number(batch, blockIdx.x);

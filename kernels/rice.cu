@@ -17,6 +17,7 @@ const u32 kBlocks = 1024 / rice::kThreads;
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(rice::kThreads, kBlocks) rice_decode(const __grid_constant__ Batch batch) {
+  await_stream();
   using namespace rice;
   __shared__ Shared<WORD> shared;
   const Item& item = find_item(batch, blockIdx.x);

@@ -41,6 +41,7 @@ __device__ u64 lower_bound(const long long* indices, u64 n, u64 element, u32 lan
 extern "C" __global__ void __launch_bounds__(kThreads)
     scatter_add(Bits* dst, const Bits* base, u64 elements, const long long* indices, const Bits* values, u64 deltas,
                 u32* bad) {
+  await_stream();
   __shared__ __align__(16) Bits tile[kTile];
   __shared__ u64 range[2];
   const u64 first = (u64)blockIdx.x * kTile;
@@ -96,6 +97,7 @@ extern "C" __global__ void __launch_bounds__(kThreads)
 // launch: threads=256 deltas_per_block=1024
 extern "C" __global__ void __launch_bounds__(kThreads)
     scatter_add_in_place(Bits* dst, u64 elements, const long long* indices, const Bits* values, u64 deltas, u32* bad) {
+  await_stream();
   const u32 kPer = 4;
   const u64 first = (u64)blockIdx.x * kThreads * kPer + threadIdx.x;
   u64 at[kPer];
@@ -123,6 +125,7 @@ extern "C" __global__ void __launch_bounds__(kThreads)
 // launch: threads=256 deltas_per_block=256
 extern "C" __global__ void __launch_bounds__(kThreads)
     scatter_add_naive(Bits* dst, u64 elements, const long long* indices, const Bits* values, u64 deltas, u32* bad) {
+  await_stream();
   const u64 i = (u64)blockIdx.x * kThreads + threadIdx.x;
   if (i >= deltas) return;
   const u64 at = (u64)indices[i];

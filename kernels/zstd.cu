@@ -48,6 +48,7 @@ __device__ Stream gather(const ZstdItem& item, u32 chunk, u32 planes, u32 k, con
 //
 // launch: threads=128 chunks_per_block=8
 extern "C" __global__ void __launch_bounds__(128) zstd_gather(const __grid_constant__ ZstdBatch batch) {
+  await_stream();
   const ZstdItem& item = find_item(batch, blockIdx.x);
   const u32 chunk = (blockIdx.x - item.first_block) * (128 / kLanes) + threadIdx.x / kLanes;
   const u32 k = threadIdx.x % kLanes;
@@ -200,6 +201,7 @@ __device__ bool join_sparse(const Chunk& c, const Plane* gaps, u32 gap_planes, c
 
 // launch: threads=512 chunks_per_block=1
 extern "C" __global__ void __launch_bounds__(kThreads) zstd_join(const __grid_constant__ ZstdBatch batch) {
+  await_stream();
   __shared__ Plane planes[kMaxPlanes];
   const ZstdItem& item = find_item(batch, blockIdx.x);
   const u32 chunk = blockIdx.x - item.first_block;

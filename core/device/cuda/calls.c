@@ -24,6 +24,7 @@ static const struct {
     FUNCTION(cuModuleGetFunction),
     FUNCTION(cuFuncSetAttribute),
     FUNCTION(cuLaunchKernel),
+    FUNCTION(cuLaunchKernelEx),
     FUNCTION(cuMemsetD32Async),
     FUNCTION(cuMemAlloc_v2),
     FUNCTION(cuMemFree_v2),
@@ -40,10 +41,34 @@ _Static_assert(kFunctions * sizeof(void *) == sizeof(cuda_calls), "a function of
 const char *cuda_call_name(size_t i) { return i < kFunctions ? functions[i].name : NULL; }
 void **cuda_call_slot(cuda_calls *table, size_t i) { return (void **)((char *)table + functions[i].offset); }
 
+// CUlaunchAttribute and CUlaunchConfig of cuda.h.
+typedef struct {
+  int id;
+  char padding[4];
+  union {
+    char bytes[64];
+    int allowed;
+  } value;
+} launch_attribute;
+_Static_assert(sizeof(launch_attribute) == 72, "layout is shared with the driver");
+
+typedef struct {
+  unsigned grid[3], block[3], shared_bytes;
+  void *stream;
+  const launch_attribute *attributes;
+  unsigned attribute_count;
+} launch_config;
+_Static_assert(sizeof(launch_config) == 56, "layout is shared with the driver");
+
 int cuda_call_launch(const cuda_calls *cu, uintptr_t function, unsigned blocks, unsigned threads, unsigned shared_bytes,
-                     uintptr_t stream, void *arguments, size_t bytes) {
+                     uintptr_t stream, void *arguments, size_t bytes, int early) {
   // CU_LAUNCH_PARAM_BUFFER_POINTER, CU_LAUNCH_PARAM_BUFFER_SIZE, CU_LAUNCH_PARAM_END
   void *extra[] = {(void *)1, arguments, (void *)2, &bytes, (void *)0};
+  if (early) {
+    const launch_attribute attribute = {.id = 6, .value.allowed = 1};  // CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    const launch_config config = {{blocks, 1, 1}, {threads, 1, 1}, shared_bytes, (void *)stream, &attribute, 1};
+    return cu->cuLaunchKernelEx(&config, (void *)function, NULL, extra);
+  }
   return cu->cuLaunchKernel((void *)function, blocks, 1, 1, threads, 1, 1, shared_bytes, (void *)stream, NULL, extra);
 }
 

@@ -30,6 +30,7 @@ typedef struct {
   int (*cuLaunchKernel)(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
                         unsigned block_y, unsigned block_z, unsigned shared_bytes, void *stream, void **parameters,
                         void **extra);
+  int (*cuLaunchKernelEx)(const void *config, void *function, void **parameters, void **extra);
   int (*cuMemsetD32Async)(CUdeviceptr dst, unsigned value, size_t words, void *stream);
   int (*cuMemAlloc_v2)(CUdeviceptr *pointer, size_t bytes);
   int (*cuMemFree_v2)(CUdeviceptr pointer);
@@ -45,9 +46,11 @@ const char *cuda_call_name(size_t i);
 void **cuda_call_slot(cuda_calls *table, size_t i);
 
 // One kernel launch on a grid of one dimension. The kernel's arguments lie one
-// behind the other in `arguments`, each aligned to its size; they are copied.
+// behind the other in `arguments`, each aligned to its size; they are copied. If
+// `early` is not 0, thread blocks may start before what is in the stream has ended,
+// and wait for it themselves.
 int cuda_call_launch(const cuda_calls *cu, uintptr_t function, unsigned blocks, unsigned threads, unsigned shared_bytes,
-                     uintptr_t stream, void *arguments, size_t bytes);
+                     uintptr_t stream, void *arguments, size_t bytes, int early);
 
 // The others, with handles as integers: they are addresses, but not Go's.
 int cuda_call_init(const cuda_calls *cu);

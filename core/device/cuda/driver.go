@@ -165,7 +165,13 @@ func (d *Driver) AllowShared(f Function, n int) error {
 }
 
 // Launch starts a kernel whose arguments lie one behind the other in the given
-// bytes, each aligned to its size. They are copied.
-func (d *Driver) Launch(f Function, blocks, threads, sharedBytes uint32, s Stream, arguments unsafe.Pointer, bytes uintptr) error {
-	return d.check("cuLaunchKernel", C.cuda_call_launch(d.calls, C.uintptr_t(f), C.uint(blocks), C.uint(threads), C.uint(sharedBytes), C.uintptr_t(s), arguments, C.size_t(bytes)))
+// bytes, each aligned to its size. They are copied. Early: its thread blocks may
+// start before what is in the stream has ended, and wait for it themselves (programmatic
+// dependent launch).
+func (d *Driver) Launch(f Function, blocks, threads, sharedBytes uint32, s Stream, arguments unsafe.Pointer, bytes uintptr, early bool) error {
+	var e C.int
+	if early {
+		e = 1
+	}
+	return d.check("cuLaunchKernel", C.cuda_call_launch(d.calls, C.uintptr_t(f), C.uint(blocks), C.uint(threads), C.uint(sharedBytes), C.uintptr_t(s), arguments, C.size_t(bytes), e))
 }

@@ -38,7 +38,7 @@ func TestErrors(t *testing.T) {
 		"int cuDriverGetVersion(int *v) { *v = 12040; return 0; }\n" +
 		"int cuCtxPushCurrent_v2(void *c) { return (int)(long)c; }\n"
 	for _, name := range strings.Fields("cuInit cuDeviceGetCount cuDeviceGet cuDeviceGetName cuDeviceGetAttribute cuDeviceGetPCIBusId cuDeviceTotalMem_v2 " +
-		"cuDevicePrimaryCtxRetain cuCtxPopCurrent_v2 cuPointerGetAttribute cuModuleLoadData cuModuleGetFunction cuFuncSetAttribute cuLaunchKernel " +
+		"cuDevicePrimaryCtxRetain cuCtxPopCurrent_v2 cuPointerGetAttribute cuModuleLoadData cuModuleGetFunction cuFuncSetAttribute cuLaunchKernel cuLaunchKernelEx " +
 		"cuMemsetD32Async cuMemAlloc_v2 cuMemFree_v2 cuMemcpyHtoD_v2 cuMemcpyDtoH_v2 cuStreamCreate cuStreamDestroy_v2 cuStreamSynchronize") {
 		source += "int " + name + "() { return 0; }\n"
 	}

@@ -54,24 +54,25 @@ func TestEveryKernelIsRegistered(t *testing.T) {
 }
 
 func TestParseShape(t *testing.T) {
-	const two = "// x.cu - y\n//\n// launch: threads=128 chunks_per_block=4\nvoid one(Batch b)\n" +
-		"// launch: threads=256 elements_per_block=16384/sizeof(Bits)\nvoid two(u32 x)\n"
+	const two = "// x.cu - y\n//\n// launch: threads=128 chunks_per_block=4\nvoid one(Batch b) {\n  await_stream();\n}\n" +
+		"// launch: threads=256 elements_per_block=16384/sizeof(Bits)\nvoid two(u32 x) {\n  await_stream();\n}\n"
 	for name, want := range map[string]shape{"one": {threads: 128, share: 4}, "two": {threads: 256, share: 16384, perWord: true}} {
 		if got, err := parseShape(two, name, map[string]string{"one": "chunks", "two": "elements"}[name]); err != nil || got != want {
 			t.Errorf("%s: got %v, %v, expected %v", name, got, err, want)
 		}
 	}
-	if got, err := parseShape("// launch: threads=96 chunks_per_block=3 staged\nvoid one(", "one", "chunks"); err != nil || got != (shape{threads: 96, share: 3, staged: true}) {
+	if got, err := parseShape("// launch: threads=96 chunks_per_block=3 staged\nvoid one() {\n  await_stream();\n", "one", "chunks"); err != nil || got != (shape{threads: 96, share: 3, staged: true}) {
 		t.Errorf("staged: got %v, %v", got, err)
 	}
-	if got, err := parseShape("// launch: threads=256 chunk_bytes_per_block=64, 128 with QUANT\nvoid one(", "one", "chunk_bytes"); err != nil || got != (shape{threads: 256, share: 64, quantShare: 128, inChunk: true}) {
+	if got, err := parseShape("// launch: threads=256 chunk_bytes_per_block=64, 128 with QUANT\nvoid one() {\n  await_stream();\n", "one", "chunk_bytes"); err != nil || got != (shape{threads: 256, share: 64, quantShare: 128, inChunk: true}) {
 		t.Errorf("in chunk: got %v, %v", got, err)
 	}
 	for _, bad := range []string{
-		"// launch: threads=128 chunks_per_block=4, 0 with QUANT\nvoid one(", "// launch: threads=128 chunks_per_block=3 staged\nvoid one(",
-		"", "void one(", "// launch: threads=0 chunks_per_block=4\nvoid one(", "// launch: threads=2048 chunks_per_block=4\nvoid one(",
-		"// launch: threads=128 chunks_per_block=0\nvoid one(", "// launch: threads=128\nvoid one(",
-		"// launch: threads=128 elements_per_block=4\nvoid one(", "void one(\n// launch: threads=128 chunks_per_block=4\n",
+		"// launch: threads=128 chunks_per_block=4, 0 with QUANT\nvoid one() {\n  await_stream();\n", "// launch: threads=128 chunks_per_block=3 staged\nvoid one() {\n  await_stream();\n",
+		"", "void one() {\n  await_stream();\n", "// launch: threads=0 chunks_per_block=4\nvoid one() {\n  await_stream();\n", "// launch: threads=2048 chunks_per_block=4\nvoid one() {\n  await_stream();\n",
+		"// launch: threads=128 chunks_per_block=0\nvoid one() {\n  await_stream();\n", "// launch: threads=128\nvoid one() {\n  await_stream();\n",
+		"// launch: threads=128 elements_per_block=4\nvoid one() {\n  await_stream();\n", "void one() {\n  await_stream();\n\n// launch: threads=128 chunks_per_block=4\n",
+		"// launch: threads=128 chunks_per_block=4\nvoid one() {\n  int x;\n  await_stream();\n",
 	} {
 		if got, err := parseShape(bad, "one", "chunks"); err == nil {
 			t.Errorf("%q gives %v", bad, got)

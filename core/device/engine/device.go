@@ -2,6 +2,7 @@ package engine
 
 import (
 	"sort"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -12,6 +13,9 @@ import (
 	"github.com/tpde-project/tpde/core/status"
 )
 
+// earlyVersion is the first CUDA whose graphs keep such launches as they are.
+const earlyVersion = 12030
+
 // device is what is loaded on one GPU. Nothing is ever unloaded.
 type device struct {
 	context cuda.Context
@@ -19,6 +23,9 @@ type device struct {
 	limits  limits
 	// tensorCores says whether they multiply 16-bit floats of both types.
 	tensorCores bool
+	// early says whether kernels may start before what is in their stream has ended:
+	// they wait for it themselves, if they are compiled for 9.0 or later.
+	early bool
 
 	functions [kernelIDs]atomic.Uintptr // cuda.Function; 0 if not loaded yet
 
@@ -47,6 +54,12 @@ func (e *Engine) device(ordinal int) (*device, error) {
 	if d.target, err = e.compiler.Target(10*v.Major + v.Minor); err != nil {
 		return nil, err
 	}
+	_, arch, _ := strings.Cut(d.target, "_")
+	n, err := strconv.Atoi(arch)
+	if err != nil {
+		return nil, status.Errorf(status.ErrInternal, "architecture %q, expected a number behind _", d.target)
+	}
+	d.early = n >= 90 && e.driver.Version >= earlyVersion
 	if d.context, err = e.driver.Primary(v); err != nil {
 		return nil, err
 	}

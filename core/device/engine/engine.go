@@ -133,7 +133,7 @@ func (e *Engine) launchAll(d *device, jobs []Job, kernel func(*Job) kernelID, st
 		if err != nil {
 			return err
 		}
-		return e.driver.Launch(f, blocks, c.threads, c.sharedBytes, cuda.Stream(stream), unsafe.Pointer(b), unsafe.Sizeof(*b))
+		return e.driver.Launch(f, blocks, c.threads, c.sharedBytes, cuda.Stream(stream), unsafe.Pointer(b), unsafe.Sizeof(*b), d.early)
 	})
 }
 

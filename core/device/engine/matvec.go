@@ -71,7 +71,7 @@ func (e *Engine) Matvec(m *Matvec, stream uintptr) error {
 		if err != nil {
 			return err
 		}
-		return e.driver.Launch(f, uint32(blocks), k.launch().threads, 0, cuda.Stream(stream), unsafe.Pointer(&a), unsafe.Sizeof(a))
+		return e.driver.Launch(f, uint32(blocks), k.launch().threads, 0, cuda.Stream(stream), unsafe.Pointer(&a), unsafe.Sizeof(a), d.early)
 	})
 }
 
@@ -173,7 +173,7 @@ func (e *Engine) Dequantise(q *Dequantise, stream uintptr) error {
 		if err != nil {
 			return err
 		}
-		return e.driver.Launch(f, uint32(blocks), k.launch().threads, 0, cuda.Stream(stream), unsafe.Pointer(&a), unsafe.Sizeof(a))
+		return e.driver.Launch(f, uint32(blocks), k.launch().threads, 0, cuda.Stream(stream), unsafe.Pointer(&a), unsafe.Sizeof(a), d.early)
 	})
 }
 

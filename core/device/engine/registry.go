@@ -221,6 +221,9 @@ func mustRead() (map[string]string, [len(entries)]shape) {
 // states its shape.
 var launchLine = regexp.MustCompile(`(?m)^// launch: threads=(\d+) (\w+)_per_block=(\d+)(/sizeof\(Bits\)| staged|, (\d+) with QUANT)?$`)
 
+// waits is how a kernel goes on behind its name.
+var waits = regexp.MustCompile(`^ \w+\([^{;]*\{\n  await_stream\(\);\n`)
+
 // parseShape reads the last launch line above the kernel called name.
 func parseShape(source, name, unit string) (shape, error) {
 	at := strings.Index(source, " "+name+"(")
@@ -230,6 +233,9 @@ func parseShape(source, name, unit string) (shape, error) {
 	found := launchLine.FindAllStringSubmatch(source[:at], -1)
 	if len(found) == 0 {
 		return shape{}, fmt.Errorf("kernel %s has no launch line", name)
+	}
+	if !waits.MatchString(source[at:]) {
+		return shape{}, fmt.Errorf("kernel %s does not begin with await_stream(), without which it would not wait for what it reads", name)
 	}
 	m := found[len(found)-1]
 	threads, err1 := strconv.ParseUint(m[1], 10, 32)

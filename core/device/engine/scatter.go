@@ -70,7 +70,7 @@ func (e *Engine) ScatterAdd(s *Scatter, stream uintptr) error {
 			return err
 		}
 		launch := func(arguments unsafe.Pointer, bytes uintptr) error {
-			return e.driver.Launch(f, uint32(blocks), k.launch().threads, 0, cuda.Stream(stream), arguments, bytes)
+			return e.driver.Launch(f, uint32(blocks), k.launch().threads, 0, cuda.Stream(stream), arguments, bytes, d.early)
 		}
 		if inPlace {
 			a := inPlaceArguments{s.Dst, s.Elements, s.Indices, s.Values, s.Deltas, s.Bad}

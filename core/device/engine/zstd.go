@@ -244,7 +244,7 @@ func (e *Engine) launchRuns(d *device, w *wave, entry int, slots zstdSlots, buff
 			}
 			f, err := e.function(d, k)
 			if err == nil {
-				err = e.driver.Launch(f, blocks, k.launch().threads, 0, cuda.Stream(stream), unsafe.Pointer(b), unsafe.Sizeof(*b))
+				err = e.driver.Launch(f, blocks, k.launch().threads, 0, cuda.Stream(stream), unsafe.Pointer(b), unsafe.Sizeof(*b), d.early)
 			}
 			b.items, blocks = 0, 0
 			return err

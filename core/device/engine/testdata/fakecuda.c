@@ -58,16 +58,32 @@ int cuModuleLoadData(void **m, const void *image) {
 }
 int cuModuleGetFunction(void **f, void *m, const char *name) { return *f = strdup(name), 0; }
 int cuFuncSetAttribute(void *f, int a, int v) { return 0; }
-int cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                   unsigned shared, void *stream, void **parameters, void **extra) {
+static int launch(const char *f, const unsigned *grid, const unsigned *block, unsigned shared, void *stream, int early,
+                  void **parameters, void **extra) {
   if (parameters || extra[0] != (void *)1 || extra[2] != (void *)2 || extra[4] != NULL) return 1;
   size_t n = *(size_t *)extra[3];
   char *hex = malloc(2 * n + 1);
   for (size_t i = 0; i < n; i++) sprintf(hex + 2 * i, "%02x", ((unsigned char *)extra[1])[i]);
-  fprintf(out(), "launch %s context %zx grid %u %u %u block %u %u %u shared %u stream %zx arguments %s\n", (char *)f,
-          (size_t)current(), gx, gy, gz, bx, by, bz, shared, (size_t)stream, hex);
+  fprintf(out(), "launch %s context %zx grid %u %u %u block %u %u %u shared %u stream %zx early %d arguments %s\n", f,
+          (size_t)current(), grid[0], grid[1], grid[2], block[0], block[1], block[2], shared, (size_t)stream, early, hex);
   free(hex);
   return 0;
+}
+int cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                   unsigned shared, void *stream, void **parameters, void **extra) {
+  return launch(f, (unsigned[]){gx, gy, gz}, (unsigned[]){bx, by, bz}, shared, stream, 0, parameters, extra);
+}
+struct config {  // CUlaunchConfig
+  unsigned grid[3], block[3], shared;
+  void *stream;
+  struct {
+    int id, pad, allowed, rest[15];
+  } *attributes;
+  unsigned count;
+};
+int cuLaunchKernelEx(const struct config *c, void *f, void **parameters, void **extra) {
+  if (c->count != 1 || c->attributes->id != 6) return 1;
+  return launch(f, c->grid, c->block, c->shared, c->stream, c->attributes->allowed, parameters, extra);
 }
 int cuMemsetD32Async(uint64_t dst, unsigned value, size_t words, void *stream) { return 0; }
 int cuMemAlloc_v2(uint64_t *p, size_t n) { return *p = ((uint64_t)1 << 40), 0; }
