@@ -82,7 +82,7 @@ func TestRun(t *testing.T) {
 		}
 	}
 	launch := func(k kernelID, blocks int) string {
-		return fmt.Sprintf("launch %s context c0 grid %d 1 1 block %d 1 1 shared 0 stream %x arguments ", k.name(), blocks, k.launch().threads, stream)
+		return fmt.Sprintf("launch %s context c0 grid %d 1 1 block %d 1 1 shared 0 stream %x early 1 arguments ", k.name(), blocks, k.launch().threads, stream)
 	}
 	elias := launch(a.kernel, 2*int(a.kernel.blocks(uint64(a.chunks()), 0)))
 	raw := launch(b.kernel, 3)             // chunks of a tile
@@ -145,7 +145,7 @@ func TestScatterLaunch(t *testing.T) {
 	}
 	prefix := func(entry int, n uint64) string {
 		k := newKernelID(entry, 2)
-		return fmt.Sprintf("launch %s context c0 grid %d 1 1 block %d 1 1 shared 0 stream 7 arguments ", k.name(), k.blocks(n, 4), k.launch().threads)
+		return fmt.Sprintf("launch %s context c0 grid %d 1 1 block %d 1 1 shared 0 stream 7 early 1 arguments ", k.name(), k.blocks(n, 4), k.launch().threads)
 	}
 	got := calls()
 	want := prefix(scatterAdd, 8193) +
@@ -169,6 +169,21 @@ func TestScatterLaunch(t *testing.T) {
 	s.Deltas = 0
 	if err := e.ScatterAdd(&s, 7); err != nil || len(calls()) != 0 {
 		t.Errorf("in place without deltas: %v, or a launch", err)
+	}
+}
+
+// Drivers before CUDA 12.3 launch a kernel once what is before it has ended.
+func TestEarlyLaunch(t *testing.T) {
+	for version, want := range map[int]string{12020: " early 0 ", 12030: " early 1 "} {
+		e, calls := openFake(t)
+		e.driver.Version = version
+		p := prepare(t, codec.Raw, dtype.U8, residual.Bit, 100)
+		if err := e.Reconstruct([]Job{job(p, gpu0)}, 0, 0, 0); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(calls(), "\n"); strings.Count(got, "launch ") != 1 || !strings.Contains(got, want) {
+			t.Errorf("CUDA %d: %s, expected%s", version, got, want)
+		}
 	}
 }
 

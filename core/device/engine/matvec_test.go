@@ -109,7 +109,7 @@ func TestMatvecTiles(t *testing.T) {
 func TestMatvecLaunch(t *testing.T) {
 	e, calls := openFake(t)
 	launched := func(name string, blocks uint64) string {
-		return fmt.Sprintf("launch %s context c0 grid %d 1 1 block 256 1 1 shared 0 stream 7 arguments ", name, blocks)
+		return fmt.Sprintf("launch %s context c0 grid %d 1 1 block 256 1 1 shared 0 stream 7 early 1 arguments ", name, blocks)
 	}
 	expect := func(name string, blocks uint64) []byte {
 		t.Helper()
