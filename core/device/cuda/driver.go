@@ -42,6 +42,18 @@ type Driver struct {
 	calls   *C.cuda_calls // in C's memory: cgo would examine Go's at each call
 }
 
+// launchEarly came with CUDA 11.8, and graphs keep such launches as they are since 12.3;
+// a driver may lack it.
+const (
+	launchEarly        = "cuLaunchKernelEx"
+	launchEarlyVersion = 12030
+)
+
+// CanLaunchEarly says whether Launch can start thread blocks early.
+func (d *Driver) CanLaunchEarly() bool {
+	return d.calls.cuLaunchKernelEx != nil && d.Version >= launchEarlyVersion
+}
+
 var lazy dl.Lazy[Driver]
 
 // Open loads and initialises the driver, once.
@@ -65,7 +77,7 @@ func open(l *dl.Library) (*Driver, error) {
 		if name == nil {
 			break
 		}
-		if *C.cuda_call_slot(d.calls, i), err = handle.Symbol(C.GoString(name)); err != nil {
+		if *C.cuda_call_slot(d.calls, i), err = handle.Symbol(C.GoString(name)); err != nil && C.GoString(name) != launchEarly {
 			return nil, err
 		}
 	}
@@ -167,7 +179,7 @@ func (d *Driver) AllowShared(f Function, n int) error {
 // Launch starts a kernel whose arguments lie one behind the other in the given
 // bytes, each aligned to its size. They are copied. Early: its thread blocks may
 // start before what is in the stream has ended, and wait for it themselves (programmatic
-// dependent launch).
+// dependent launch), which needs CanLaunchEarly.
 func (d *Driver) Launch(f Function, blocks, threads, sharedBytes uint32, s Stream, arguments unsafe.Pointer, bytes uintptr, early bool) error {
 	var e C.int
 	if early {

@@ -38,7 +38,7 @@ func TestErrors(t *testing.T) {
 		"int cuDriverGetVersion(int *v) { *v = 12040; return 0; }\n" +
 		"int cuCtxPushCurrent_v2(void *c) { return (int)(long)c; }\n"
 	for _, name := range strings.Fields("cuInit cuDeviceGetCount cuDeviceGet cuDeviceGetName cuDeviceGetAttribute cuDeviceGetPCIBusId cuDeviceTotalMem_v2 " +
-		"cuDevicePrimaryCtxRetain cuCtxPopCurrent_v2 cuPointerGetAttribute cuModuleLoadData cuModuleGetFunction cuFuncSetAttribute cuLaunchKernel cuLaunchKernelEx " +
+		"cuDevicePrimaryCtxRetain cuCtxPopCurrent_v2 cuPointerGetAttribute cuModuleLoadData cuModuleGetFunction cuFuncSetAttribute cuLaunchKernel " +
 		"cuMemsetD32Async cuMemAlloc_v2 cuMemFree_v2 cuMemcpyHtoD_v2 cuMemcpyDtoH_v2 cuStreamCreate cuStreamDestroy_v2 cuStreamSynchronize") {
 		source += "int " + name + "() { return 0; }\n"
 	}
@@ -50,6 +50,9 @@ func TestErrors(t *testing.T) {
 	}
 	if d.Version != 12040 || d.Path != path {
 		t.Errorf("version %d at %s", d.Version, d.Path)
+	}
+	if d.CanLaunchEarly() {
+		t.Error("launches early without cuLaunchKernelEx")
 	}
 	for code, want := range map[Context]error{
 		1: status.ErrArgument, 2: status.ErrLimit, 100: status.ErrUnsupported, 209: status.ErrUnsupported, 700: status.ErrDevice, 999: status.ErrDevice,

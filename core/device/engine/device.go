@@ -13,9 +13,6 @@ import (
 	"github.com/tpde-project/tpde/core/status"
 )
 
-// earlyVersion is the first CUDA whose graphs keep such launches as they are.
-const earlyVersion = 12030
-
 // device is what is loaded on one GPU. Nothing is ever unloaded.
 type device struct {
 	context cuda.Context
@@ -59,7 +56,7 @@ func (e *Engine) device(ordinal int) (*device, error) {
 	if err != nil {
 		return nil, status.Errorf(status.ErrInternal, "architecture %q, expected a number behind _", d.target)
 	}
-	d.early = n >= 90 && e.driver.Version >= earlyVersion
+	d.early = n >= 90 && e.driver.CanLaunchEarly()
 	if d.context, err = e.driver.Primary(v); err != nil {
 		return nil, err
 	}
